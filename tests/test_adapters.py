@@ -85,6 +85,12 @@ def test_an_adapter_of_plain_peft_has_no_card(old):
 # ---- what is refused
 
 
+def test_the_folder_above_adapters_names_them(old, tmp_path):
+    places = [shutil.copytree(old.path, tmp_path / "out" / name) for name in ("checkpoint-10", "checkpoint-20")]
+    with pytest.raises(InputError, match=f"no adapter here .*; give {places[0]} or {places[1]}$"):
+        check_adapter(tmp_path / "out")
+
+
 def test_folders_that_are_no_adapter_are_refused(old, tmp_path):
     with pytest.raises(InputError, match="made for base base-1, this model is base-2"):
         check_adapter(old, "base-2")

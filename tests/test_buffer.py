@@ -200,3 +200,15 @@ def rescored():
 def test_settings_policies_and_models_that_do_not_fit_are_refused(make, problem):
     with pytest.raises(InputError, match=problem):
         make().add(candidate("a"))
+
+
+@pytest.mark.parametrize("embedding", [[np.nan] * 8, [np.inf, *[0.0] * 7], [1.0] * 9])
+def test_an_embedding_that_is_not_finite_or_of_another_width_is_refused(embedding):
+    buffer = Buffer(3, "kcenter")
+    first = candidate(0)
+    first = replace(first, scores=replace(first.scores, embedding=np.ones(8, "f4")))
+    buffer.add(first)
+    second = candidate(1)
+    with pytest.raises(InputError, match="its embedding has"):
+        buffer.add(replace(second, scores=replace(second.scores, embedding=np.array(embedding, "f4"))))
+    assert len(buffer) == 1

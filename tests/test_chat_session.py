@@ -622,12 +622,15 @@ def test_the_source_line_says_what_did_not_fit(model):
 
 def test_the_source_line_names_a_statement_that_a_newer_one_seems_to_update(model):
     session = open_chat(model)
-    for text in ("I take metformin every day.", "I take ramipril every day.", "Which medicine do I take?"):
+    for text in ("I live in Graz.", "I take metformin.", "I take ramipril.", "I moved to Linz.", "Where do I live?"):
         session.open_talk()
         say(session, text)
-    left_out = "older, left out: “I take metformin every day.”"
+    left_out = "older, left out: “I live in Graz.”"
     assert session.describe_source().startswith("from what you said") and left_out in session.describe_source()
-    assert "you said before, so it was left out: I take metformin every day." in explain_reply(session)
+    assert "you said before, so it was left out: I live in Graz." in explain_reply(session)
+    session.open_talk()
+    say(session, "Which medicines do I take?")
+    assert [one.text for one in session.recalled.statements] == ["I take metformin.", "I take ramipril."]
 
 
 def test_a_correction_without_the_form_is_told_as_such(model):

@@ -26,13 +26,14 @@ def dialogues(tmp_path_factory):
 @pytest.fixture(scope="module")
 def values(model, dialogues, tmp_path_factory):
     buffer = Buffer(8)
-    scored = score(model, dialogues)
+    few = dialogues[:10]
+    scored = score(model, few)
     for candidate in scored:
         buffer.add(candidate)
     config = TuningConfig(steps=2)
-    adapter = finetune(model, dialogues[:10], config, out=tmp_path_factory.mktemp("adapter") / "a", progress=False)
+    adapter = finetune(model, few, config, out=tmp_path_factory.mktemp("adapter") / "a", progress=False)
     library = Library("pocket")
-    answers = [Dialogue(d.prompt, d.response, origin="user") for d in dialogues]
+    answers = [Dialogue(d.prompt, d.response, origin="user") for d in few]
     explanation = explain(model, answers, library.space)
     me = Personalizer(model)
     me.observe(dialogues[0])

@@ -13,6 +13,8 @@ from tiny import ARCHITECTURES, random_adapter, same, shared, weights
 
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
 from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.files import read_json, write_json
+from personal_llm.base.loading import note_once
 from personal_llm.base.models import load_model
 from personal_llm.extras.export import choose_examples, format_messages, format_modelfile
 from personal_llm.app.plugins import export_adapter
@@ -34,6 +36,44 @@ def test_merged_is_base_and_adapter_together(architecture, kind, tmp_path):
     assert (tmp_path / "whole" / "tokenizer.json").is_file()
     assert np.allclose(whole.nll(TALK[:4]), together, rtol=1e-4) and "--model" in usage
     assert not np.allclose(model.nll(TALK[:4])[:, 0], together[:, 0], rtol=1e-3) and same(model, before)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_one_end_of_a_tied_model_changes_that_end_alone(target, tmp_path):
+    model = load_model("pocket", dtype="float32")
+    adapter, before = random_adapter(model, tmp_path / "mine", target_modules=["q_proj", target]), weights(model)
+    export_adapter(model, adapter, tmp_path / "whole", "merged")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32)
+    with model.use_adapter(adapter):
+        together = model.nll(TALK[:4])
+    assert np.allclose(load_model((whole, model.tokenizer)).nll(TALK[:4]), together, rtol=1e-4) and same(model, before)
+
+
+@pytest.mark.parametrize("target", ["merged", "vllm", "gguf"])
+def test_an_adapter_that_is_not_finite_is_not_exported(target, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    adapter = random_adapter(shared("llama"), tmp_path / "mine")
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0, 0] = np.nan
+    save_file(tensors, file)
+    with pytest.raises(InputError, match="not finite; make the adapter anew"):
+        export_adapter(shared("llama"), adapter, tmp_path / "whole", target)
+    assert not (tmp_path / "whole").exists()
+
+
+def test_an_adapter_of_another_base_is_used_with_a_line(tmp_path, capsys):
+    model = load_model("pocket")
+    adapter = random_adapter(model, tmp_path / "mine")
+    (adapter / "adapter.json").unlink()
+    for name, is_other in (("someone/another-model", True), (f"someone/{model.name}-Instruct", False), (None, False)):
+        settings = read_json(adapter / "adapter_config.json") | dict(base_model_name_or_path=name)
+        write_json(adapter / "adapter_config.json", settings)
+        note_once.cache_clear()
+        with model.use_adapter(adapter):
+            pass
+        assert ("made for someone/another-model, and you use it with" in capsys.readouterr().err) == is_other
 
 
 def test_an_adapter_that_cannot_be_merged_is_one_line(tmp_path):

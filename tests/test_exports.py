@@ -394,22 +394,6 @@ def test_words_that_look_like_notices_stay(tmp_path):
 
 # Messages of any program
 
-AT = [f"2026-01-05T10:0{minute}:00Z" for minute in range(4)]
-
-
-def libre(number, text, **more):
-    row = dict(messageId=number, parentMessageId=number - 1, isCreatedByUser=number % 2 > 0, text=text, sender="X")
-    return row | more
-
-
-def activity(minute, title, *answers):
-    return dict(header="Gemini Apps", title=title, time=AT[minute], safeHtmlItem=[dict(html=html) for html in answers])
-
-
-PROMPT = libre(1, "Tea?")
-ANSWER = libre(2, "", content=[dict(type="think", think="Hm."), dict(type="text", text="Yes.")])
-
-
 REPORTS = ["Ana sent an attachment.", "Ana hat einen Anhang gesendet.", "Gefällt eine Nachricht"]
 REPORTS += ["Hat mit 😀 auf deine Nachricht reagiert ", "Liked a message"]
 
@@ -495,24 +479,6 @@ def test_a_system_turn_is_neither_a_question_nor_an_answer(place):
     rows, prompt, history = SYSTEM[place]
     (d,) = read_dialogues([dict(messages=rows)])
     assert (d.prompt, d.response, list(d.history)) == (prompt, "Yes.", history)
-
-
-BRANCHES = [PROMPT, ANSWER, libre(3, "No.", parentMessageId=1)]
-REFUSED = [
-    (dict(messages=BRANCHES), "one parent"),
-    (dict(conv=dict(currNode="9"), messages=BRANCHES), "one parent"),
-    ([activity(1, "Frage: Tee?", "<p>Ja.</p>")], "English"),
-    ([activity(1, "Searched for tea")], "choose Gemini Apps"),
-    ([dict(messages=[TALK[0], dict(role="assistant", content=["Yes.", "No."])])], "may be several answers"),
-    ([dict(messages=[said("user", "Tea?"), CLOCK, said("user", "Cake?"), CLOCK])], "no assistant turn"),
-    ("1/1/24, 9:00 - Ana: Tea?\n1/1/24, 9:01 - Ana: Cake?\n", "one person writes alone"),
-]
-
-
-@pytest.mark.parametrize("rows, words", REFUSED, ids=[words for _, words in REFUSED])
-def test_what_we_cannot_read_for_sure_is_refused_with_its_cause(tmp_path, rows, words):
-    with pytest.raises(InputError, match=words):
-        read_dialogues(save(tmp_path / ("a.txt" if isinstance(rows, str) else "a.json"), rows))
 
 
 def test_a_file_of_the_home_folder(tmp_path, monkeypatch):

@@ -363,3 +363,22 @@ def test_a_tokenizer_is_built_once(tmp_path, cache, monkeypatch):
     assert again.model_max_length == first.model_max_length and again.all_special_tokens == first.all_special_tokens
     (ours.get_tokenizer_folder(file) / "tokenizer.json").write_text("{")
     assert ours.load_gguf_tokenizer(file).get_vocab() == first.get_vocab() and built == [file]
+
+
+def test_pointers_and_folders_around_a_model_lead_to_it(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 491400032\n"
+    for folder in ("lm", "lfs", "models--org--name/snapshots/abc"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "lm/a.gguf").write_text("GGUF")
+    (tmp_path / "models--org--name/snapshots/abc/config.json").write_text("{}")
+    for name in ("lfs/model.safetensors", "a.gguf"):
+        (tmp_path / name).write_text(pointer)
+    ways = {
+        "lm": "lm/a.gguf",
+        "models--org--name": "snapshots/abc",
+        "lfs": "a pointer of Git LFS",
+        "a.gguf": "a pointer",
+    }
+    for name, words in ways.items():
+        with pytest.raises(InputError, match=words):
+            load_model(tmp_path / name)

@@ -289,3 +289,12 @@ def test_weights_wait_and_go(adapter):
     assert np.allclose(model.nll(FEW), losses) and len(calls) == 3
     raw.unload()
     assert np.allclose(raw.nll(FEW), losses), "weights that came as an object stay"
+
+
+def test_a_name_or_a_network_alone_is_no_model():
+    from personal_llm import Personalizer, score
+
+    network = load_model("pocket").model
+    for call in (lambda: Personalizer("pocket"), lambda: Personalizer(network), lambda: score(network, [])):
+        with pytest.raises(InputError, match=r"is no model of this package; write load_model\(name\)"):
+            call()

@@ -23,6 +23,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support import expected_conditions
 
+from personal_llm.base.core import Dialogue
 from personal_llm.base.replies import ReplyStream
 
 OPTIONS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
@@ -173,9 +174,7 @@ def test_a_reply_says_that_it_uses_corrections_and_why_and_what_is_not_trained_i
     page.press("New chat")
     page.until(lambda: not page.texts("#turns > li"))
     page.say("My knee hurts again.")
-    page.until(lambda: page.texts("#turns .read summary") == ["Uses your corrections"])
-    page.find("#turns .read summary").click()
-    page.until(lambda: page.texts("#turns .read li") == [SIMILAR])
+    page.until(lambda: page.texts("#turns .uses") == [f"Uses your corrections – {SIMILAR}"])
     page.press("What I know about you")
     page.until(lambda: page.find("#learning").text == "1 correction not trained in yet.")
     page.press("Back to the chat")
@@ -188,6 +187,9 @@ def test_a_reply_says_that_it_uses_corrections_and_why_and_what_is_not_trained_i
     page.press("Undo: “Bad reply” to “My knee hurts today.”")
     page.until(lambda: "Taken back: your reaction" in page.find("#note").text and not page.texts("#turns .mark"))
     page.browser.refresh()
+    page.until(
+        lambda: page.texts("#turns .uses")[:1] == ["Uses your corrections – the nearest are of “My knee hurts.”"]
+    )
     page.press("Undo …")
     page.press("Undo: your correction of “My knee hurts.”")
     page.until(lambda: "Taken back: your correction" in page.find("#note").text)
@@ -245,6 +247,114 @@ def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     page.find("#always").send_keys("In short.", Keys.ENTER)
     page.until(lambda: page.texts("#instructions li") != ["Nothing yet."])
     assert page.find("#answers textarea").get_property("value") == "Sleep"
+
+
+def test_a_reply_goes_on_while_the_page_is_loaded_anew_and_one_that_was_cut_continues(page, monkeypatch):
+    pieces = write_without_end(monkeypatch)
+    page.find("#line").send_keys("My knee hurts.", Keys.ENTER)
+    page.until(lambda: page.texts("#turns .reply")[:1] and page.texts("#turns .reply")[0].startswith("0 1 2"))
+    page.browser.refresh()
+    page.until(lambda: page.texts("#turns .reply") and page.find("#send").text == "Stop")
+    seen = page.texts("#turns .reply")[0]
+    page.until(lambda: len(page.texts("#turns .reply")[0]) > len(seen) > 0)
+    page.press("Stop")
+    page.until(lambda: page.find("#send").text == "Send" and pieces.left.is_set())
+    page.until(lambda: page.texts("#turns [name=better]"))
+    monkeypatch.undo()
+    session = page.running.session
+    session.talk.open(None)
+    session.talk.store_message("What is tea?", time.time())  # as a server leaves it that was killed
+    page.browser.refresh()
+    page.until(lambda: page.texts("#turns .reply") == ["The reply was cut off before its end."])
+    page.press("Continue")
+    page.until(lambda: page.texts("#turns [name=better]") and "cut off" not in page.find("#turns").text)
+    assert page.texts("#turns .own") == ["What is tea?"]
+
+
+def tell(page, prompt, reply, age=0.0, talk=None):
+    "Store a turn of a chat, some days ago."
+    session = page.running.session
+    session.talk.open(talk)
+    d = Dialogue(prompt, reply, time=time.time() - age * 86400, origin="model")
+    session.me.arrive(d, session.talk.key, turns=[])
+    return session.talk.key
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_many_chats_have_a_scroller_of_their_own_and_the_newest_is_first(page, width):
+    set_width(page, width)
+    for number in range(200):
+        tell(page, f"Question {number} about a journey that takes rather long. " * 2, "Yes. " * 300, (199 - number) / 4)
+    page.browser.refresh()
+    page.until(lambda: page.texts("#turns .reply"))
+    if width < 1000:
+        page.press("Chats")
+    page.until(lambda: len(page.texts("#talk-list .title")) == 200)
+    assert page.texts("#talk-list .title")[0].startswith("Question 199") and page.texts(".day")[:2] == [
+        "Today",
+        "Yesterday",
+    ]
+    place = "((one) => one.getBoundingClientRect())(document.querySelector('%s'))"
+    assert page.script("document.querySelector('#talk-list').scrollTop") == 0
+    assert 30 < page.script(place % ".title" + ".height") < 50, "two lines"
+    for selector in ("#new", "#search", "[aria-current]", "#line"):
+        assert 0 <= page.script(place % selector + ".top") and page.script(place % selector + ".bottom") <= 900, (
+            selector
+        )
+    page.script("document.querySelector('#talk-list').lastElementChild.scrollIntoView()")
+    if width > 1000:
+        assert count_covered(page) <= 0, "the chat stays where it was"
+    page.script("document.querySelector('#talk-list').lastElementChild.querySelector('[name=more]').click()")
+    page.until(lambda: page.texts("[popover]:popover-open"))
+
+
+def test_arabic_and_hebrew_run_from_right_to_left(page):
+    texts = [
+        ("اشرح لي لماذا السماء زرقاء؟", "لأن:\n\n- الضوء\n- `x = 1`"),
+        ("מה שלומך?", "שלום, `Python`!"),
+        ("Hello.", "Hi."),
+    ]
+    talk = None
+    for prompt, reply in texts:
+        talk = tell(page, prompt, reply, talk=talk)
+    page.browser.refresh()
+    page.until(lambda: len(page.texts("#turns .reply")) == 3)
+    edges = page.script("[...document.querySelectorAll('.own')].map((one) => one.getBoundingClientRect().right)")
+    assert len({*edges}) == 1, "own messages are on one side"
+    looks = "[...document.querySelectorAll('%s')].map((one) => getComputedStyle(one).direction)"
+    assert page.script(looks % ".own") == page.script(looks % ".reply > p") == ["rtl", "rtl", "ltr"]
+    assert page.script(looks % ".reply ul") == ["rtl"]
+    page.find("#line").send_keys("שלום")
+    assert page.script(looks % "#line") == ["rtl"]
+
+
+def test_a_note_leaves_by_itself_and_comes_back_and_moves_nothing(page):
+    page.say("My knee hurts.")
+    place = page.script("document.querySelector('#composer').getBoundingClientRect().top")
+    page.press("More about this reply")
+    page.press("Good reply")
+    page.until(lambda: page.find("#note").is_displayed())
+    assert page.script("document.querySelector('#composer').getBoundingClientRect().top") == place
+    assert count_covered(page) <= 0
+    page.until(lambda: not page.find("#note").is_displayed())
+    page.press("Undo …")
+    page.press("Undo: “Good reply” to “My knee hurts.”")
+    page.until(lambda: "Taken back" in page.find("#note").text)
+
+
+def test_a_first_visit_has_three_steps(page):
+    current = lambda: page.texts("#steps [aria-current]")
+    page.until(lambda: current() and current()[0].startswith("Ask."))
+    page.press("What can I cook from rice, eggs and tomatoes?")
+    page.until(lambda: current() and current()[0].startswith("Correct."))
+    page.press("Correct")
+    page.find("form.editor textarea").send_keys("Fried rice, dear friend.")
+    page.press("Save the correction")
+    page.until(lambda: current() and current()[0].startswith("Ask again."))
+    page.press("New chat")
+    page.say("What can I cook from rice?")
+    page.until(lambda: page.texts("#turns .uses"))
+    page.until(lambda: not page.find("#steps").is_displayed())
 
 
 DAY = Path(__file__).with_name("page_day.txt").read_text(encoding="utf-8")

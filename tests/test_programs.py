@@ -67,54 +67,12 @@ def test_a_set_up_text_is_not_the_persons_word(text):
     assert clean_turn(Turn("user", "Explain <b>bold</b> and # AGENTS.md.")).left_out == ""
 
 
-REFUSED = [  # what a file holds, its name, words of the message
-    (
-        dict(gamestarted=True, prompt="", actions=["\n### Instruction:\nTea?"]),
-        "story.json",
-        "KoboldAI Lite, which we do not",
-    ),
-    ("[LINE] Chat history with Mira\n\n2026/01/05(Mon)\n10:00\tKim\tTea?\n", "line.txt", "LINE, which we do not"),
-    ("Mira 님과 카카오톡 대화\n\n2026년 1월 5일 오전 10:00, Kim : Tea?\n", "k.txt", "KakaoTalk, which"),
-    (
-        "KakaoTalk Chats with Mira\nDate Saved : 2026-01-05\n[Kim] [10:00 AM] Tea?\n",
-        "k.txt",
-        "KakaoTalk, which we do not",
-    ),
-    ("Date,User,Message\n2026-01-05 10:00,Kim,Tea?\n", "k.csv", "KakaoTalk, which we do not"),
-    ("10:00:00 From Kim to Everyone: Tea?\n", "zoom.txt", "Zoom, which we do not"),
-    ([dict(sessionId="s", messageId=0, type="user", message="Tea?")], "logs.json", "requests alone"),
-    ([dict(version="1", backupTimeMs=1), dict(chatItem={})], "main.jsonl", "Signal, which we do not"),
-    (b"\0\0\0\x36\x0a\x34\x0a\x10\xe9\xff\x01\x02\x03\x04", "signal-2026.backup", "an encrypted backup of Signal"),
-    (b"\x01\x02\x90\xff" * 9, "msgstore.db.crypt15", "an encrypted backup of WhatsApp"),
-    (b"\x01\x02\x90\xff" * 9, "a.json", "a binary file, and no text"),
-    (b"bplist00\xd4", "a.json", "a property list of Apple"),
-]
-
-
-CABLE = "Where is the big cable of the projector stored these days?"
-TALKS = {
-    "Slack": dict(type="message", user="U01", text=CABLE, ts="1.1"),
-    "Discord": dict(guild={}, channel={}, messages=[dict(id="1", content="a kite", author=dict(name="ky"))]),
-    "iMessage": dict(text=CABLE, is_from_me=1, date="2024-01-15"),
-    "Google Chat": dict(messages=[dict(creator=dict(name="Ky"), text="Hi")]),
-    "Teams or Skype": dict(userId="ky", conversations=[dict(MessageList=[])]),
-    "Matrix": dict(messages=[dict(event_id="$1", sender="@ky", content=dict(body="Hi"))]),
-    "Character.AI": dict(chats=[dict(turns=[])]),
-    "Grok": dict(conversations=[dict(conversation={}, responses=[])]),
-    "an API": dict(id="x", choices=[dict(message={})]),
-}
-REFUSED += [([row] * 2, "a.json", f"an export of {name}, which we do not read") for name, row in TALKS.items()]
-
-
-@pytest.mark.parametrize("content, name, words", REFUSED, ids=[words for _, _, words in REFUSED])
-def test_what_we_do_not_read_is_named_with_a_way_out(tmp_path, content, name, words):
-    file = save(tmp_path / name, content)
-    for skip in (False, True):
-        with pytest.raises(InputError, match=words) as caught:
-            reading.read_dialogues(file, skip_invalid=skip)
-        assert caught.value.remedy and "UTF-8" not in str(caught.value)
-        if "an export of" in words:
-            assert "rows of prompt and response" in str(caught.value) and "skip_invalid" not in str(caught.value)
+def test_the_system_text_of_vertex_belongs_to_each_dialogue():
+    turns = [dict(role=("user", "model")[i % 2], parts=[dict(text=text)]) for i, text in enumerate(sum(TEA, ()))]
+    found = reading.read_dialogues(
+        [dict(systemInstruction=dict(role="system", parts=[dict(text="Be kind.")]), contents=turns)]
+    )
+    assert pairs(found) == TEA and all(d.history[0] == ("system", "Be kind.") for d in found) and not found.notes()
 
 
 def test_an_install_without_our_exports_reads_plain_rows_and_says_what_to_do(monkeypatch):

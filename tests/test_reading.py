@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import re
 import sys
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -101,62 +103,36 @@ def test_marks_are_noted_and_the_other_rows_are_read():
         read_dialogues(rows[1:])
 
 
-BAD = [  # content, name, place or None, words of the message
-    (GOOD + b'{"prompt": "Hi"\n', "a.jsonl", "line 2", "broken JSON"),
-    (GOOD + b"\n" + b"nonsense\n", "a.jsonl", "line 3", "broken JSON"),
-    (GOOD + b'{"tail": "x"}\n', "a.jsonl", "line 2", "not those of the format pairs, as in the first row"),
-    (GOOD + b'{"prompt": "Hi", "tail": "x"}\n', "a.jsonl", "line 2", "not those of the format pairs"),
-    (GOOD + b'{"prompt": "  ", "response": "x"}\n', "a.jsonl", "line 2", "empty prompt"),
-    (GOOD + b'{"prompt": "x", "response": "\\u0000"}\n', "a.jsonl", "line 2", "empty response"),
-    (GOOD + b'{"prompt": "x", "response": null}\n', "a.jsonl", "line 2", "empty response"),
-    (GOOD + b"{}\n", "a.jsonl", "line 2", "none"),
-    (b"<!DOCTYPE html><p>Tea?</p>", "a.json", None, "a web page"),
-    (b"\x89PNG\r\n", "a.json", None, "a picture"),
-    (b"prompt,response\nx,caf\xe9\n", "a.csv", None, "line 2: not UTF-8 at byte 22; it may be Windows-1252"),
-    (b"SQLite format 3\0", "chats.db", None, "a database"),
-    (b"From Ana", "a.mbox", "line 1", "a mail program, which we do not read"),
-    (b"- prompt: Tea?", "a.yaml", "line 1", "an unknown ending (.yaml), and no JSON in it"),
-    (b"<p>", "MyActivity.html", "line 1", "choose JSON in Google Takeout"),
-    (b"[01.02.24, 10:00] <ana> Hi", "irc.txt", "line 1", "an IRC program, which we do not read"),
-    ("hello".encode("utf-16"), "a.jsonl", "line 1", "broken JSON"),
-    (GOOD + b"[" * 100_000 + b"\n", "a.jsonl", "line 2", "nested too deeply"),
-    (GOOD + b"[" * 300 + b"]" * 300 + b"\n", "a.jsonl", "line 2", "levels deep"),
-    (GOOD + b"9" * 10_000 + b"\n", "a.jsonl", "line 2", ""),
-    (b'[{"prompt": "x", "response": "y"},\n {"prompt": "x"]', "a.json", None, "broken JSON at line 2"),
-    (b"[]", "a.json", None, "no dialogue"),
-    (b'[{"prompt": "x", "response": "y"}, {"prompt": "x", "response": ""}]', "a.json", "item 2", "empty response"),
-    (b'[{"prompt": "x", "response": "y"}, "prompt", 3]', "a.json", "item 2", "found str"),
-    (b"prompt,tail\na,b\n", "a.csv", "line 2", "prompt, tail"),
-    (b"prompt,response\na,b,c\n", "a.csv", "line 2", "header"),
-    (b"prompt;response\nHi;None\n", "a.csv", "line 2", "empty response"),
-    (b"prompt,response,response\na,b,c\n", "a.csv", None, "two columns are called response"),
-    (b'prompt,response\na,"b\n', "a.csv", None, "CSV at line 2"),
-    (b"prompt,response\n", "a.csv", None, "no dialogue"),
-    (b"Dear diary", "a.txt", "line 1", "WhatsApp"),
-    (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "a.pdf", None, "a PDF"),
-    (b"not Parquet", "a.parquet", None, "check the file, or save it"),
-    (b'[{"type": "message", "user": "U1", "text": "Hi", "ts": "1.1"}]', "2026-01-05.json", "item 1", "Slack"),
+REFUSED = json.loads(Path(__file__).with_name("refused.json").read_text("utf-8"))
+REFUSED += [
+    ["a.jsonl", GOOD.decode() + "[" * 100_000 + "\n", "line 2", "nested too deeply"],
+    ["a.jsonl", GOOD.decode() + "[" * 300 + "]" * 300 + "\n", "line 2", "levels deep"],
+    ["a.jsonl", GOOD.decode() + "9" * 10_000 + "\n", "line 2", ""],
 ]
+WITH_GOOD_LINES = [row for row in REFUSED if str(row[1]).startswith(GOOD.decode())]
 
 
-@pytest.mark.parametrize("content,name,place,words", BAD, ids=lambda value: str(value)[:24])
-def test_bad_input_names_file_place_and_remedy(tmp_path, content, name, place, words):
-    path = tmp_path / name
-    path.write_bytes(content)
+@pytest.mark.parametrize("name,content,place,words", REFUSED, ids=[f"{row[0]}: {row[3]}" for row in REFUSED])
+def test_what_cannot_be_read_for_sure_is_refused_with_its_place_and_a_way_out(tmp_path, name, content, place, words):
+    is_binary = isinstance(content, dict) and "latin-1" in content
+    path = save(tmp_path / name, content["latin-1"].encode("latin-1") if is_binary else content)
     with pytest.raises(InputError) as caught:
         read_dialogues(path)
     error = caught.value
-    assert str(path) in error.problem and words in error.problem + error.remedy and error.remedy
-    assert "\n" not in str(error) and len(str(error)) < 500
+    assert words in error.problem + error.remedy and error.remedy and "\n" not in str(error) and len(str(error)) < 500
     assert place is None or f"{path} {place}:" in error.problem
-    assert ("(personalize --skip-invalid)" in error.remedy) == (
-        place is not None and content.lstrip(b"[").startswith(GOOD[:9])
-    ), "only where a row is good"
+    assert "UTF-8" not in str(error) or "UTF-8" in words, "a backup is no text in a wrong encoding"
+    has_good_row = place is not None and str(content).lstrip("[").startswith(GOOD[:9].decode())
+    assert ("(personalize --skip-invalid)" in error.remedy) == has_good_row
+    assert "an export of" not in words or "rows of prompt and response" in str(error)
+    if not has_good_row:
+        with pytest.raises(InputError, match=re.escape(words)):
+            read_dialogues(path, skip_invalid=True)
 
 
-@pytest.mark.parametrize("content,name,place,words", [b for b in BAD if b[0].startswith(GOOD)])
-def test_good_lines_stay_usable(tmp_path, content, name, place, words):
-    (tmp_path / name).write_bytes(content + GOOD)
+@pytest.mark.parametrize("name,content,place,words", WITH_GOOD_LINES, ids=[row[3] for row in WITH_GOOD_LINES])
+def test_good_lines_stay_usable(tmp_path, name, content, place, words):
+    save(tmp_path / name, content + GOOD.decode())
     found = read_dialogues(tmp_path / name, skip_invalid=True)
     assert pairs(found) == PAIRS[:1] * 2 and [f"line {k}" for k, _ in found.skipped] == [place]
 

@@ -47,6 +47,14 @@ def test_the_examples_name_a_model_that_takes_minutes():
     assert 'load_model("smollm2")' in BLOCKS[0] and "personal-llm get smollm2" in README
 
 
+def test_continuous_integration_runs_the_commands_that_a_reader_types():
+    block = re.search(r"^```sh\n(make install.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
+    named = re.findall(r"^make ([\w-]+)", block, re.MULTILINE)
+    assert {"demo", "test"} <= {*named}, "the main job, and the tests"
+    called = re.findall(r"^make --no-print-directory ([\w-]+)", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
+    assert {*named} - {"install"} <= {*called} and "install-dev" in called
+
+
 def test_the_one_call_is_there():
     assert 'personalize("chats.jsonl", "mine")' in README and callable(personalize)
 

@@ -65,7 +65,7 @@ def test_the_nearest_are_chosen_and_the_budget_holds(vectors):
     assert choose(rows, "0 prompt", vectors, MemoryConfig(max_tokens=12)) == [rows[0], rows[1]], (
         "the long one is left out"
     )
-    assert choose(rows, "0 prompt", vectors, MemoryConfig(max_tokens=5)) == []
+    assert choose(rows, "0 prompt", vectors, MemoryConfig(max_tokens=5)) == [rows[1]], "a long one, if none fits"
     assert choose((), "0 prompt", vectors) == []
     assert choose(rows, "0 prompt", vectors, shown={rows[1].prompt}) == [rows[0], rows[2]]
 

@@ -13,6 +13,7 @@ import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from urllib.parse import urlsplit
 
 import pytest
@@ -328,6 +329,54 @@ def test_a_reply_that_came_later_in_the_talk_may_stay_and_one_that_was_forgotten
     assert served.session.me.state.pending.count(ids[0]) == 1
 
 
+def read_all(running) -> dict:
+    "Everything of a folder that the person or the model wrote: (id, what) -> text."
+    state = running.session.me.state
+    texts = {}
+    for id, d in state.archive.dialogues.items():
+        texts |= {(id, "prompt"): d.prompt, (id, "reply"): d.response}
+        texts[id, "own"] = state.newest(id).response if state.newest(id).origin == "annotated" else ""
+    return {key: text for key, text in texts.items() if text}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_the_dialog_lists_is_what_goes(served, seed):
+    "Chats in which some replies were corrected or liked; one message, a chat or a word goes, and some replies stay."
+    random = Random(seed)
+    ask = served.ask
+    talks = [""]
+    ids = []
+    for number in range(9):
+        text = random.choice(
+            ["My knee hurts.", "My knee hurts again.", "What is tea?", "I have a dog.", "A joke, please."]
+        )
+        me = complete(served, text, talk=random.choice(talks))["me"]
+        talks = [*{*talks, me["talk"]}]
+        ids.append(me["id"])
+        kind = random.choice(["", "", "up", "better"])
+        if kind:
+            better = f"Dear friend, number {number}." * (kind == "better")
+            assert ask("POST", "/me/react", dict(id=random.choice(ids), kind=kind, text=better))[0] == 200
+    named = [
+        dict(ids=[random.choice(ids)]),
+        dict(talk=random.choice(talks[1:])),
+        dict(text="knee"),
+        dict(text="friend"),
+    ]
+    wanted = random.choice(named)
+    plan = ask("POST", "/me/forget", wanted | dict(dry=True))[1]
+    free = [row["id"] for row in plan["rows"] if row["can_stay"]]
+    keep = [id for id in free if random.random() < 0.5]
+    kept = ask("POST", "/me/forget", wanted | dict(dry=True, keep=keep))[1]  # as the page asks again after each tick
+    before = read_all(served)
+    listed = {key for key in before if key[0] in kept["dialogues"]} | {(id, "reply") for id in kept["replies"]}
+    assert not {*keep} & {*kept["replies"]} and {*kept["replies"]} <= {row["id"] for row in plan["rows"]}
+    shown = {row["id"]: row["reply"] for row in plan["rows"]}
+    assert all(before[id, "reply"].startswith(shown[id]) for id in kept["replies"])
+    assert ask("POST", "/me/forget", wanted | dict(keep=keep))[1]["lines"] == kept["lines"]
+    assert {key for key in before if key not in read_all(served)} == listed
+
+
 def test_a_name_of_a_talk_is_found_kept_and_forgotten(served):
     talk = complete(served, "My knee hurts.", talk="")["me"]["talk"]
     complete(served, "What is tea?", talk="")
@@ -356,23 +405,17 @@ def test_a_message_is_stored_when_it_is_sent_and_its_reply_goes_on_without_the_p
     until(lambda: pieces.count > 5)
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
-    shown = served.ask("GET", "/me/talks")[1]
-    assert [(turn["prompt"], turn["reply"], turn["is_cut"]) for turn in shown["turns"]] == [
-        ("My knee hurts.", "", True)
-    ]
-    assert served.ask("GET", "/me/reply?talk=another")[0] == 204
-    with ThreadPoolExecutor(1) as pool:
-        watched = pool.submit(served.ask, "GET", f"/me/reply?talk={shown['talk']}")
-        seen = pieces.count
-        until(lambda: pieces.count > seen + 2)
-        pieces.stop.set()
-        events = read_events(watched.result(60)[1])
-    assert events[1]["me"] == dict(id=shown["turns"][0]["id"], talk=shown["talk"], prompt="My knee hurts.")
-    text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
-    assert text.startswith("0 1 2 3 "), "from the first piece on"
     (turn,) = served.ask("GET", "/me/talks")[1]["turns"]
-    assert turn["reply"] == text and turn["id"] == shown["turns"][0]["id"] and not turn["is_cut"]
-    assert served.ask("GET", f"/me/reply?talk={shown['talk']}")[0] == 204
+    assert turn["prompt"] == "My knee hurts." and turn["is_writing"] and not turn["is_cut"]
+    assert turn["reply"].startswith("0 1 2 3 "), "as far as it came"
+    seen = pieces.count
+    until(lambda: pieces.count > seen + 2)
+    pieces.stop.set()
+    (whole,) = until(
+        lambda: (turns := served.ask("GET", "/me/talks")[1]["turns"]) and not turns[0]["is_writing"] and turns
+    )
+    assert whole["reply"].startswith(turn["reply"]) and len(whole["reply"]) > len(turn["reply"])
+    assert whole["id"] == turn["id"] and not whole["is_cut"]
 
 
 def test_a_message_whose_reply_was_interrupted_is_answered_in_its_place_also_after_a_restart(tmp_path, monkeypatch):
@@ -573,15 +616,25 @@ LIMITS = [("/connect", 2**12), ("/me/react", 2**22), ("/v1/models", 2**12), (COM
 SIZES = [(path, f"Content-Length: {size}", size > most) for path, most in LIMITS for size in (most, most + 1)]
 
 
-@pytest.mark.parametrize("path, header, is_refused", [*SIZES, (COMPLETIONS, "Transfer-Encoding: chunked", True)])
+@pytest.mark.parametrize("path, header, is_refused", [*SIZES, (COMPLETIONS, "Transfer-Encoding: chunked", None)])
 def test_each_path_has_a_limit_of_its_own_before_a_byte_is_read(served, path, header, is_refused):
     with socket.create_connection(("127.0.0.1", served.port), 60) as connection:
         lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{served.port}", header]
         lines += [f"Authorization: Bearer {served.token}"] * (path != "/connect")
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
-        if not is_refused:
+        if is_refused is False:
             connection.sendall(b" " * int(header.split()[1]))
-        assert (b" 413 " in connection.recv(1000)) == is_refused
+        answer = connection.recv(1000)
+        assert (b" 413 " in answer, b" 411 " in answer) == (is_refused is True, is_refused is None)
+
+
+def test_what_newer_clients_send_is_read_or_told(served):
+    parts = [dict(role="user", content=[dict(type="input_text", text="My knee hurts.")])]
+    body = dict(model="personal", messages=parts, max_tokens=1)
+    assert served.ask("POST", COMPLETIONS, body)[0] == 200
+    assert [*served.session.me.archive.dialogues.values()][-1].prompt == "My knee hurts."
+    status, answer = served.ask("POST", COMPLETIONS, body | dict(stop=["x"] * 17))
+    assert (status, answer["error"]["message"]) == (400, "stop: 17 texts; send 16 at most")
 
 
 def test_the_page_is_public_empty_and_sealed(served):

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue
-from personal_llm.base.encoder import VectorStore
+from personal_llm.base.encoder import VectorStore, encode
+from personal_llm.data.reading import load_replay
+from personal_llm.memory.gate import General
 from personal_llm.memory.retrieval import MAX_TOKENS, MemoryConfig, choose_statements
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import Archive
@@ -16,8 +18,8 @@ from personal_llm.device.recall import Memory
 from personal_llm.device.state import State
 from personal_llm.memory.statements import NOT_COVERED, Statement, add_days, describe_wishes, find_statements
 from personal_llm.base.text import format_date
-from personal_llm.memory.statements import find_names, is_about_self, list_own_sentences, write_line
-from personal_llm.memory.statements import write_statements
+from personal_llm.memory.statements import FACT_KINDS, SECRET, find_kinds, find_names, is_about_self
+from personal_llm.memory.statements import list_own_sentences, list_words, write_line, write_statements
 
 SLOW = settings(deadline=None, max_examples=25)  # the encoder runs in each
 
@@ -36,7 +38,10 @@ class Angles:
 def choose(said, prompt, vectors, **options):
     "Return the statements that a reply uses, and those that newer ones update."
     rows = vectors.embed([prompt, *(s.text for s in said)])
-    return choose_statements(said, rows[1:], prompt, rows[0], MemoryConfig(**options), count_words)
+    return choose_statements(said, rows[1:], prompt, rows[0], GENERAL, MemoryConfig(**options), count_words)
+
+
+GENERAL = General()  # nothing to compare with, so every statement bears on a prompt about oneself
 
 
 KEPT = {  # a fact and a wish in each of the encoder's languages
@@ -59,10 +64,11 @@ KEPT = {  # a fact and a wish in each of the encoder's languages
 }
 
 
-@pytest.mark.parametrize("language", KEPT)
-def test_facts_and_wishes_are_kept_in_sixteen_languages(language):
-    assert [list_own_sentences(message) for message in KEPT[language]] == [[message] for message in KEPT[language]]
-    assert describe_wishes(KEPT[language][1]) == [f"kept: {KEPT[language][1]}"]
+def test_facts_and_wishes_are_kept_in_sixteen_languages():
+    kept = [list_own_sentences(message) == [message] for messages in KEPT.values() for message in messages]
+    assert sum(kept) >= 31, "of 32, none of which the fit has seen"
+    told = [describe_wishes(wish) == [f"kept: {wish}"] for _, wish in KEPT.values()]
+    assert sum(told) >= 15
 
 
 @pytest.mark.parametrize(
@@ -81,9 +87,6 @@ def test_facts_and_wishes_are_kept_in_sixteen_languages(language):
         ("Meine Schwester ist Pilotin. Was verdient sie？", ["Meine Schwester ist Pilotin."]),
         ("Soy alérgica a las nueces. ¿Qué puedo comer?", ["Soy alérgica a las nueces."]),
         ("I dropped Italian and started with Polish.", ["I dropped Italian and started with Polish."]),
-        ("Rex died in May. Our new dog is called Fig.", ["Our new dog is called Fig."]),
-        ("Rex murió en mayo. Nuestro nuevo perro se llama Fig.", ["Nuestro nuevo perro se llama Fig."]),
-        ("Rex è morto a maggio. Il nostro nuovo cane si chiama Fig.", ["Il nostro nuovo cane si chiama Fig."]),
         ("I am HIV positive.", ["I am HIV positive."]),
         ("I live in Graz. Imagine I had a dog.", ["I live in Graz."]),
         ("I wish I could cook. I am vegan, what can I make?", ["I am vegan"]),
@@ -92,6 +95,18 @@ def test_facts_and_wishes_are_kept_in_sixteen_languages(language):
 )
 def test_a_statement_is_a_sentence_about_oneself(message, expected):
     assert list_own_sentences(message) == expected
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Rex died in May. Our new dog is called Fig.",
+        "Rex murió en mayo. Nuestro nuevo perro se llama Fig.",
+        "Rex è morto a maggio. Il nostro nuovo cane si chiama Fig.",
+    ],
+)
+def test_news_in_two_sentences_is_kept(message):
+    assert list_own_sentences(message)[-1].endswith("Fig.")
 
 
 @pytest.mark.parametrize(
@@ -152,9 +167,9 @@ Varsayalım ki evimiz beş katlı.|Keşke piyano çalabilseydim.|私がNASAで�
 لنفترض أن بيتنا من خمسة طوابق.|ليتني أعزف على البيانو.|สมมติว่าบ้านของเรามีห้าชั้น|ฉันอยากมีสวนจัง"""
 
 
-@pytest.mark.parametrize("message", UNREAL.replace("\n", "|").split("|"))
-def test_what_is_only_supposed_or_wished_for_is_no_fact(message):
-    assert list_own_sentences(message) == []
+def test_what_is_only_supposed_or_wished_for_is_no_fact():
+    messages = UNREAL.replace("\n", "|").split("|")
+    assert len(messages) >= 35 and sum(bool(list_own_sentences(message)) for message in messages) <= 1
 
 
 PASTED = """\
@@ -210,9 +225,10 @@ We are closed from 3 to 17 August. We wish our guests a happy summer.
 I am writing to complain about my order. I have waited for five weeks. Can you make this sound firmer?"""
 
 
-@pytest.mark.parametrize("message", PASTED.splitlines())
-def test_pasted_text_in_the_first_person_is_not_the_persons_word(message):
-    assert list_own_sentences(message.replace("\\n", "\n")) == []
+def test_pasted_text_in_the_first_person_is_not_the_persons_word():
+    messages = PASTED.splitlines()
+    kept = [message for message in messages if list_own_sentences(message.replace("\\n", "\n"))]
+    assert len(messages) >= 45 and len(kept) <= 2, kept
 
 
 @SLOW
@@ -301,17 +317,25 @@ def test_a_prompt_is_about_oneself_or_not(prompt, expected):
     [
         ("Mein Nachbar Hugo repariert Radios.", "Was ist Hugos Hobby?", True),
         ("Mi hijo Theo estudia en Bolonia.", "¿Qué estudia Theo?", True),
+        ("My best friend Omar lives in Cairo.", "What time is it where Omar lives?", True),
         ("My sister Ruth lives in Tampere.", "Is Tampere a city?", False),
         ("My sister Ruth lives in Tampere.", 'Is "Ruth" a name?', False),
         ("I am leaving from Paris.", "Is Paris a city?", False),
+        ("My trip to Rome was short.", "Is Rome a city?", False),
         ("My boss is called Tom.", "Is Tom a common name?", True),
         ("Mein Hund heißt Rex.", "Was frisst Rex?", True),
         ("Nuestro nuevo perro se llama Fig.", "¿Qué come Fig?", True),
+        ("Our dog's name is Pixel.", "Is Pixel hungry?", True),
         ("My train leaves for Paris.", "Is Paris a city?", False),
     ],
 )
-def test_a_prompt_with_a_name_that_a_statement_introduced_is_about_oneself(statement, prompt, expected):
-    assert is_about_self(prompt, [Statement(statement)]) == expected
+def test_what_the_person_said_of_somebody_is_read_where_the_name_is(statement, prompt, expected):
+    assert find_names(statement).isdisjoint(list_words(prompt)) != expected
+    said = [Statement(statement)]
+    rows = encode([prompt, statement])
+    far = General(np.repeat(rows[:1], 3, axis=0))  # nothing is nearer than these
+    chosen = choose_statements(said, rows[1:], prompt, rows[0], far, MemoryConfig(), count_words)[0]
+    assert bool(chosen) == expected
 
 
 @pytest.mark.parametrize(
@@ -352,10 +376,6 @@ def test_a_german_date_is_one_sentence(message):
     assert [one.text for one in find_statements([Dialogue(message, "")])] == [message]
 
 
-def test_a_name_of_somebodys_dog_is_one():
-    assert find_names(["Our dog's name is Pixel.", "My best friend's name is Yuki."]) == {"Pixel", "Yuki"}
-
-
 def make_memory(**messages):
     "Return a memory, and a state with messages of one talk."
     archive = Archive()
@@ -367,9 +387,9 @@ def make_memory(**messages):
 
 
 def test_statements_that_the_talk_shows_are_not_used_twice():
-    memory, state = make_memory(a="I live in Oslo.", b="I am vegan.")
+    memory, state = make_memory(a="I live in Oslo.", b="I live with my parents.")
     asked = Dialogue("Where do I live?", "", [("user", "I live in Oslo."), ("assistant", "Fine.")])
-    assert [one.text for one in memory.find(state, asked, len).statements] == ["I am vegan."]
+    assert [one.text for one in memory.find(state, asked, len).statements] == ["I live with my parents."]
 
 
 def test_a_message_that_took_the_place_of_another_is_read_anew():
@@ -406,15 +426,89 @@ def test_the_nearest_are_read_the_newest_last_and_of_near_copies_only_the_newest
     )
 
 
-def test_an_older_statement_that_a_newer_one_updates_is_left_out():
-    said = [Statement("I live in number 60.", 1.0), Statement("We have a dog since 170.", 2.0)]
-    said += [Statement("We moved, the new house has 64.", 3.0)]
-    ask = lambda said: choose(said, "What do I have?", VectorStore(Angles()))
-    assert ask(said) == (said[1:], said[:1])
-    assert ask(said[:2])[0] == said[:2], "each of two is nearest to the other, but nearer to the prompt"
-    assert ask(said[:1]) == (said[:1], [])
-    car = Statement("I keep the car in 70.", 0.5)
-    assert ask([car, *said]) == ([car, *said[1:]], said[:1]), "the newest is nearer to the one that it updates"
+def test_a_newer_statement_replaces_an_older_one_only_if_it_says_that_something_changed():
+    make = lambda text, time, kind="lasting": Statement(text, time, str(time), kind)
+    ask = lambda *said: choose([*said], "What do I have?", VectorStore(Angles()))
+    house, dog = make("We have a house in 50.", 1.0), make("We have a dog since 170.", 2.0)
+    moved = make("We moved, the new house has 64.", 3.0, "change")
+    assert ask(house, dog, moved) == ([dog, moved], [house]), "a change of what is nearest to it"
+    assert ask(house, dog, make("We have a tent in 64.", 3.0))[1] == [], "nothing says that anything changed"
+    near = make("We have a shed in 61.", 2.5)
+    assert ask(house, near, moved) == ([house, moved], [near])
+    assert ask(house, near, make("We moved to 10.", 3.0, "change"))[1] == [], "the older one is nearer to another"
+    homes = [make(f"I live in {place}.", float(i), "home") for i, place in enumerate((10, 90, 170))]
+    assert ask(*homes, dog) == ([homes[2], dog], homes[:2]), "one home at a time"
+    assert ask(make("I work in 10.", 0.0, "work"), *homes[1:2]) == ([make("I work in 10.", 0.0, "work"), homes[1]], [])
+
+
+def test_an_update_is_read_in_place_of_what_it_replaces():
+    said = [Statement("I have a flat in 5.", 1.0, "a", "home"), Statement("I live in 80.", 2.0, "b", "home")]
+    vectors = VectorStore(Angles())
+    assert choose(said, "What do I have?", vectors, statements=1) == ([said[1]], [said[0]])
+
+
+DAY = 86_400.0
+
+
+def test_a_state_ends_with_its_day():
+    hungry = Statement("I have a headache.", 20_000 * DAY, "a", "state")
+    vectors = VectorStore(Angles())
+    rows = vectors.embed(["What do I have?", hungry.text])
+    read = lambda time: choose_statements(
+        [hungry], rows[1:], "What do I have?", rows[0], GENERAL, MemoryConfig(), count_words, time
+    )[0]
+    assert read(hungry.time + DAY / 2) == [hungry] and read(hungry.time + 1.1 * DAY) == [] and read(5.0) == [hungry]
+
+
+OF_FACTS = {  # none of these is among the examples of the fit
+    "state": """I'm hungry.|I'm on the train right now.|I have five minutes.|My head hurts.|I'm stuck at the airport.
+I'm exhausted today.|My flight is delayed.|My phone is dying.|Ich bin krank.|J'ai soif.|Estoy en el aeropuerto.""",
+    "change": """I moved to Linz.|I quit the town hall and started at a bank.|I turned 42 yesterday.
+I have stopped smoking.|My flight was moved to Wednesday.|I switched from coffee to green tea.|I no longer eat meat.
+I replaced my Nokia with a new Samsung.|Ich bin nach Linz gezogen.|J'ai arrêté de fumer.|Me mudé a Bilbao.""",
+    "home": "I live in Graz.|Ich wohne in Bremen.|J'habite à Toulouse.|I live in Bergen.|Vivo en Cádiz.",
+    "work": "I work as a pilot.|Ich arbeite als Köchin.|Je travaille comme vendeur.|I am a vet by profession.",
+    "lasting": """I am allergic to penicillin.|My sister is called Maud.|I take metformin.|I play the accordion.
+I work in Vienna.|My mother lives in Rome.|I commute by train.|I have asthma.|We married in 1999.|I own a motorboat.
+Ich habe zwei Katzen.|Je suis végétarienne.|Tengo dos hermanos.|I run on Thursdays.|My train leaves at 8:20.""",
+}
+
+
+def test_what_ends_and_what_changes_is_told_from_what_lasts():
+    texts = {kind: text.replace("\n", "|").split("|") for kind, text in OF_FACTS.items()}
+    shares = {
+        kind: np.mean([found == kind for found in find_kinds(own, FACT_KINDS).values()]) for kind, own in texts.items()
+    }
+    assert all(share >= 0.8 for share in shares.values()), shares
+    lost = [text for text, kind in find_kinds(texts["lasting"], FACT_KINDS).items() if kind in ("state", "change")]
+    assert len(lost) <= 2, lost
+
+
+def test_a_statement_is_read_where_it_bears_on_the_prompt():
+    texts = [
+        "I have type 2 diabetes.",
+        "My wife is called Ruth.",
+        "I work as a nurse in Graz.",
+        "My dog is called Rex.",
+    ]
+    said = find_statements([Dialogue(text, "", time=float(i)) for i, text in enumerate(texts)])
+    general = General(encode([d.prompt for d in load_replay(200)]))
+    rows = encode([s.text for s in said])
+
+    def read(prompt):
+        chosen = choose_statements(said, rows, prompt, encode([prompt])[0], general, MemoryConfig(), count_words)[0]
+        return [s.text for s in chosen]
+
+    technical = """I need a regular expression for dates.|I have a function that returns None.|I forgot how to rebase.
+My unit test is red.|I want to sort a list of tuples.|How do I reverse a string in my script?|My query is slow."""
+    assert sum(bool(read(prompt)) for prompt in technical.replace("\n", "|").split("|")) <= 1
+    asked = [
+        "May I eat cake with my diabetes?",
+        "Plan a present for my wife.",
+        "Where do I work?",
+        "What is my dog called?",
+    ]
+    assert sum(text in read(prompt) for text, prompt in zip(texts, asked)) == 4
 
 
 @SLOW
@@ -437,3 +531,15 @@ def test_dates_are_written_as_people_write_them():
     assert write_statements([moved, Statement("I like tea.", 3.0)], 86_400.0 * 20_001).split("\n") == lines
     assert write_statements([moved]).startswith("The user told you before:") and write_statements([], 1.7e9) == ""
     assert [format_date(time) for time in (0.0, 799.0, -1e12, 1e300)] == [""] * 4
+
+
+NAMES = "ThinkPad-X1-Carbon-Gen11 FRITZ-Box-7590-XY lena-hofer-1984-graz llama-3-1-8b-instruct iPhone-15-Pro-Max-256GB"
+KEYS = "sk-proj-Ab3dE6gH9jK2mN5pQ8rT ghp_16C7e42F292c6912E7710c838347Ae178B4a AKIAIOSFODNN7EXAMPLE A1B2-C3D4-E5F6-G7H8 "
+KEYS += "550e8400-e29b-41d4-a716-446655440000 ABCDE-12345-FGHIJ-67890 "
+KEYS += "xoxb-123456789012-AbCdEfGhIjKlMnOp sk-ant-api03-abcDEF1234-xyz"
+
+
+def test_names_with_numbers_are_no_secrets_and_keys_are():
+    assert not [name for name in NAMES.split() if SECRET.search(f"It is called {name}.")]
+    assert not [key for key in KEYS.split() if not SECRET.search(f"It is {key}.")]
+    assert list_own_sentences("My laptop is a ThinkPad-X1-Carbon-Gen11.")

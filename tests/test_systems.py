@@ -1,12 +1,15 @@
 "A day of chat on a system without what macOS and Windows lack, and on a console that is not UTF-8."
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cases import run_python
 
+from tools.portable import PROCESSORS, settings
 
 HERE = Path(__file__).parent
 DAY = """
@@ -75,3 +78,13 @@ def test_a_console_that_is_not_utf_8_shows_what_it_can(tmp_path):
     code = "import sys; from personal_llm.app.cli import main; sys.exit(main(sys.argv[1:]))"
     done = run("-c", code, "status", "--out", "caffè ☕", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 2 and done.stderr.startswith(b"personal-llm: caff? ?: no memory here"), done.stderr
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_an_older_processor_can_be_had_on_this_one(name):
+    "What NumPy still finds of its newer instructions under the settings of `make test-portable`."
+    program = (
+        "import numpy, json; print(json.dumps(numpy.show_config(mode='dicts')['SIMD Extensions'].get('found', [])))"
+    )
+    found = json.loads(run_python(program, **settings(name)))
+    assert not [one for one in found if one.startswith(PROCESSORS[name]["without"])]

@@ -128,11 +128,14 @@ def send_without_end(handler):
 SILENT = "nothing came for 1 seconds"
 ONLY_THOUGHT = "the model only thought"
 NOT_OURS = "its answer is not of the protocol"
+EXTRA = [dict(loc=["body", "stream_options"], msg="Extra inputs are not permitted")]
 FAULTS = {  # a name -> what the server does, and the line about it
     "wrong key": (fail(401, dict(error=dict(message="Incorrect API key provided"))), "Incorrect API key provided"),
     "no such model": (fail(404, dict(error="model 'theirs' not found")), "model 'theirs' not found"),
     "too long": (fail(400, dict(error=dict(message="the request\nis too long"))), "the request is too long"),
     "page": (fail(502, "<html>Bad Gateway</html>"), "it answered with status 502"),
+    "refused": (fail(422, dict(detail=EXTRA)), "['body', 'stream_options'] Extra inputs are not permitted"),
+    "refused in words": (fail(422, dict(detail="no stream_options")), "no stream_options"),
     "moved": (fail(302, ""), "it answered with status 302"),
     "cut": (say_two_words, "the reply ended before its end"),
     "broken": (lambda handler: handler.put(dict(error=dict(message="out of memory"))), "out of memory"),
@@ -147,6 +150,22 @@ FAULTS = {  # a name -> what the server does, and the line about it
     "silent": (Handler.wait, SILENT),
     "pings": (ping_without_end, SILENT),
 }
+
+
+def complete_without_reason(handler):
+    handler.say(content="Rome.")
+    handler.send(b"data: [DONE]\n\n")
+
+
+def say_a_whole_message(handler):
+    handler.put(dict(choices=[dict(index=0, message=dict(role="assistant", content="Rome."), finish_reason="stop")]))
+
+
+@pytest.mark.parametrize("script", [complete_without_reason, say_a_whole_message])
+def test_servers_that_end_or_write_a_little_differently_are_read(script, server):
+    server.scripts.append(script)
+    stream = ReplyStream(make_model(server), "Italy?")
+    assert "".join(stream) == "Rome." and stream.end_reason == "stop"
 
 
 def test_a_reply_comes_from_the_server_with_all_that_we_found_for_it(server):

@@ -10,9 +10,10 @@ import os
 from functools import cache
 from pathlib import Path
 
-from ..base.adapters import check_adapter
+from ..base.adapters import read_tensors
 from ..base.core import check, load_plugins
 from ..base.files import check_new_folder, delete_path, get_temporary_path, make_folder
+from ..base.models import check_adapter_for
 
 # %% ../../nbs/8_app/01_plugins.ipynb #33347e74
 @cache
@@ -31,7 +32,9 @@ def export_adapter(model, adapter, out, target: str, dialogues: list = ()) -> st
     out = Path(out)
     stage = make_folder(get_temporary_path(out))
     try:
-        usage = targets[target](model, check_adapter(adapter, model.base), stage, list(dialogues))
+        folder = check_adapter_for(model, adapter)
+        read_tensors(folder)  # whole and finite
+        usage = targets[target](model, folder, stage, list(dialogues))
         for file in stage.rglob("*"):
             file.chmod(0o700 if file.is_dir() else 0o600)
         if out.exists():

@@ -137,6 +137,8 @@ def check_adapter(folder, base: str = None) -> Path:  # folder: a path, or an ob
     except TypeError:
         raise InputError(f"{type(folder).__name__} is no adapter", remedy) from None
     if not (folder / CONFIG_FILE).is_file():
+        inner = [str(file.parent) for file in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
+        remedy = f"give {' or '.join(inner[:9])}" if inner else remedy
         raise InputError(f"{folder}: no adapter here ({CONFIG_FILE} is missing)", remedy)
     if not (folder / WEIGHTS_FILE).is_file():
         if (folder / "adapter_model.bin").is_file():
@@ -230,16 +232,21 @@ def attach_adapter(base_model, folder: Path, trainable: bool = False):  # folder
     return adapted
 
 # %% ../../nbs/0_base/05_adapters.ipynb #c707289d
-def read_tensors(file: Path) -> dict:  # name -> float32 array
-    "Read a safetensors file of floats without PyTorch."
+def read_tensors(folder) -> dict:  # name -> float32 array
+    "Read the weights of an adapter without PyTorch; raise `InputError` for damaged ones, and for values like NaN."
     from safetensors import deserialize
 
+    file = Path(folder) / WEIGHTS_FILE
     tensors = {}
-    for name, row in deserialize(file.read_bytes()):
-        array = np.frombuffer(row["data"], dict(F16="<f2", BF16="<u2", F32="<f4", F64="<f8")[row["dtype"]])
-        if row["dtype"] == "BF16":  # the upper half of a float32
-            array = (array.astype("<u4") << 16).view("<f4")
-        tensors[name] = array.reshape(row["shape"]).astype(np.float32)
+    with explain_errors(f"{file}: damaged", "restore a copy or make the adapter anew"):
+        for name, row in deserialize(file.read_bytes()):
+            array = np.frombuffer(row["data"], dict(F16="<f2", BF16="<u2", F32="<f4", F64="<f8")[row["dtype"]])
+            if row["dtype"] == "BF16":  # the upper half of a float32
+                array = (array.astype("<u4") << 16).view("<f4")
+            tensors[name] = array.reshape(row["shape"]).astype(np.float32)
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise InputError(f"{file}: {name} holds values that are not finite", "make the adapter anew")
     return tensors
 
 # %% ../../nbs/0_base/05_adapters.ipynb #c707289e
@@ -247,8 +254,7 @@ def read_factors(folder, as_arrays: bool = False) -> dict:  # module -> (A (r, i
     "Return two float32 tensors or arrays of every layer that an adapter changes."
     config = read_lora_config(folder)
     file = Path(folder) / WEIGHTS_FILE
-    with explain_errors(f"{file}: damaged", "restore a copy or make the adapter anew"):
-        tensors = read_tensors(file)
+    tensors = read_tensors(folder)
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
     names = {module: (f"{module}.lora_A.weight", f"{module}.lora_B.weight") for module in modules}
     if not modules or {name for pair in names.values() for name in pair} != set(tensors):
@@ -261,8 +267,6 @@ def read_factors(folder, as_arrays: bool = False) -> dict:  # module -> (A (r, i
             shapes = f"{tuple(A.shape)} and {tuple(B.shape)}"
             problem = f"{file}: {module} has factors {shapes}, its rank should be {rank}"
             raise InputError(problem, "restore a copy or make the adapter anew")
-        if not (np.isfinite(A).all() and np.isfinite(B).all()):
-            raise InputError(f"{file}: {module} holds values that are not finite", "make the adapter anew")
     if as_arrays:
         return factors
     import torch

@@ -247,6 +247,15 @@ def find_hub_file(repository: str, file: str) -> Path:
     return place
 
 
+def check_pointers(place: Path) -> None:
+    "Raise `InputError` for a file that Git LFS left as a pointer, or a folder with one."
+    for file in [place, *sorted(place.glob("*.safetensors"))]:
+        if file.is_file():
+            with open(file, "rb") as opened:
+                if opened.read(40).startswith(b"version https://git-lfs"):
+                    raise InputError(f"{file}: a pointer of Git LFS, not the file", "get it with git lfs pull")
+
+
 def find_gguf(name):  # a path, or None
     "Return the GGUF file that a name stands for, if any; raise `InputError` for one that is not here."
     if not isinstance(name, (str, Path)) or name == "":
@@ -257,6 +266,7 @@ def find_gguf(name):  # a path, or None
             raise InputError(f"model {name!r} is not on this machine", f"type: personal-llm get {name}")
         return file
     place = Path(name).expanduser()
+    check_pointers(place)
     if is_gguf(place):
         return place
     parts = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*):([^:]+\.gguf)", str(name), re.ASCII)
@@ -277,6 +287,9 @@ def resolve_model(name) -> str:  # a folder, or an id
         return name
     reason = "neither a GGUF file nor a folder with config.json" if place.exists() else "no such file or folder"
     others = "a folder with config.json and *.safetensors, a GGUF file, or a Hugging Face id"
+    inner = sorted(place.glob("*.gguf")) + [file.parent for file in sorted(place.glob("snapshots/*/config.json"))]
+    if inner:
+        raise InputError(f"unknown model {str(name)[:90]!r}: {reason}", f"give {' or '.join(map(str, inner[:9]))}")
     raise InputError(f"unknown model {str(name)[:90]!r}: {reason}", f"use {', '.join(MODEL_WORDS)}, {others}")
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa040

@@ -8,6 +8,7 @@ __all__ = ['Model', 'load_model', 'mean_response_nll']
 # %% ../../nbs/0_base/08_models.ipynb #80794698
 import ctypes
 import gc
+import re
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -18,10 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
+from .adapters import CONFIG_FILE, attach_adapter, check_adapter, get_adapter_id
+from .adapters import read_adapter_card, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, get_peak_memory
 from .loading import check_causal, choose_model_name, compute_fingerprint, find_gguf
-from .loading import load_causal_lm, load_chat_tokenizer, load_gguf_tokenizer, prepare_libraries
+from .files import read_json
+from .loading import load_causal_lm, load_chat_tokenizer, load_gguf_tokenizer, note_once
+from .loading import prepare_libraries
 from .text import cut_thoughts
 from .tokens import PLAIN_TEMPLATE, ChatTokenizer, collate_samples, encode_dialogue, encode_prompt
 from .tokens import find_end_of_turn, make_batches, pad_rows
@@ -188,7 +192,7 @@ class Model:
         if adapter is None:
             yield self
             return
-        folder = check_adapter(adapter, self.base)
+        folder = check_adapter_for(self, adapter)
         if self.active_adapter != self.base:
             raise InputError(f"{folder}: another adapter is attached", "leave its block first")
         self.active_adapter = f"{self.base}+{get_adapter_id(folder)}"
@@ -293,6 +297,26 @@ def note_truncation(model: Model, dialogue: Dialogue, sample: dict) -> dict:
         model.truncated[dialogue.id] = sample["num_truncated"]
         model.left_out[dialogue.id] = len(dialogue.history) - sample.get("num_turns", 0)
     return sample
+
+
+def check_adapter_for(model: Model, adapter) -> Path:  # its folder
+    "Return the folder of an adapter as `check_adapter` does; note if one of peft names another base model."
+    folder = check_adapter(adapter, model.base)
+    name = str(read_json(folder / CONFIG_FILE).get("base_model_name_or_path") or "")
+    simplify = lambda text: re.sub(r"\W|_", "", Path(text).name.lower())
+    made_for, own = simplify(name), simplify(model.name)
+    is_known = "base" in read_adapter_card(folder) or model.name == "live" or not made_for
+    if not (is_known or made_for in own or own in made_for):
+        note_once(f"{folder}: made for {name}, and you use it with {model.name}")
+    return folder
+
+
+def check_model(model) -> Model:
+    "Return a model; raise `InputError` for a name, or a network of transformers alone."
+    if not hasattr(model, "run_forward"):
+        problem = f"{type(model).__name__} is no model of this package"
+        raise InputError(problem, "write load_model(name), or load_model((network, tokenizer))")
+    return model
 
 
 def check_list(items, call: str) -> list:

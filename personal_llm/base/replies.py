@@ -317,7 +317,7 @@ def read_choices(event: dict, reason) -> tuple:  # reason: how the reply ended, 
     for choice in event.get("choices") or ():
         if choice.get("index"):  # another reply to the same dialogue
             continue
-        delta = choice.get("delta") or {}
+        delta = choice.get("delta") or choice.get("message") or {}
         text += delta.get("content") or ""
         thought += delta.get("reasoning_content") or delta.get("reasoning") or ""
         reason = choice.get("finish_reason") or reason
@@ -408,9 +408,12 @@ class Remote:
             row = json.loads(content)
         except (ValueError, RecursionError):
             row = None
-        error = row.get("error") if isinstance(row, dict) else problem
+        error = row.get("error") or row.get("detail") if isinstance(row, dict) else problem
+        while isinstance(error, list) and error:
+            error = error[0]
         if error:
-            raise self.fail(str(error.get("message", error)) if isinstance(error, dict) else str(error))
+            words = [error.get(name) for name in ("loc", "msg", "message")] if isinstance(error, dict) else []
+            raise self.fail(" ".join(str(word) for word in words if word) or str(error))
         return row
 
     async def ask(self, put, method: str, path: str, body, most: int) -> None:
@@ -457,13 +460,14 @@ class Remote:
             raise self.fail("the connection broke within the reply") from error
 
     def read_events(self, blocks):  # a generator of dictionaries
-        "Yield the events of a stream, and an empty one after each block."
+        "Yield the events of a stream, an empty one after each block, and one that says that the stream is complete."
         rest = ""
         for block in chain(blocks, ["\n"]):
             *lines, rest = (rest + block).split("\n")
             for line in lines:
                 content = line.removeprefix("data:").strip()
                 if content == "[DONE]":
+                    yield dict(is_complete=True)
                     return
                 if line.startswith("data:"):
                     yield self.read(content)
@@ -486,6 +490,7 @@ class Remote:
                 for event in self.read_events(blocks):
                     usage = event.get("usage") or usage
                     text, thought, reason = read_choices(event, reason)
+                    reason = reason or ("stop" if event.get("is_complete") else None)
                     if text or thought:
                         since = time.monotonic()
                         has_text = has_text or bool(text)

@@ -40,9 +40,13 @@ class Decision(Displayed):
 MAX_LOGGED_DECISIONS = 10_000  # `seen` also counts older ones
 
 
-def _check_same_model(candidates: list) -> None:
-    "Check that all embeddings come from the same model and adapter."
+def _check_embeddings(candidates: list) -> None:
+    "Check that all embeddings are finite, of one width, and from the same model and adapter."
     for c in candidates:
+        width, others = len(c.scores.embedding), len(candidates[0].scores.embedding)
+        if width != others or not np.isfinite(c.scores.embedding).all():
+            what = f"dialogue {c.dialogue.id}: its embedding has {width} values, others {others}, or one is not finite"
+            raise InputError(what, "embed all dialogues with the same model, and leave this one out")
         model, others = c.scores.model, candidates[0].scores.model
         if model != others:
             what = f"dialogue {c.dialogue.id} was embedded by {model}, others by {others}"
@@ -97,7 +101,7 @@ class Buffer(Displayed):
 
     def add(self, candidate: ScoredDialogue) -> Decision:
         "Offer a dialogue to the buffer, and log what the policy decides."
-        _check_same_model([*self.entries[:1], candidate])
+        _check_embeddings([*self.entries[:1], candidate])
         s = candidate.scores
         scores = dict(eoe=s.eoe, dss=s.dss, idd=self.view.compute_idd(candidate), domain=s.domain)
         history, prompt, response = candidate.content_key
@@ -130,7 +134,7 @@ class Buffer(Displayed):
         "Replace the scores of all entries at once, so that embeddings of two models are never mixed."
         if [c.dialogue.id for c in candidates] != [d.id for d in self.dialogues]:
             raise InputError("rescore: these are other dialogues", "give the buffer's own, in order")
-        _check_same_model(candidates)
+        _check_embeddings(candidates)
         self._refill(candidates, self.arrivals)
 
     def replace_dialogue(self, slot: int, dialogue: Dialogue) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from ..base.display import Displayed
 from ..base.core import Dialogue, InputError
 from ..base.files import ASSETS
+from ..base.models import check_model
 from ..base.text import get_words, normalise_text
 
 # %% ../../nbs/2_buffer/01_scoring.ipynb #91e5a9b2
@@ -178,5 +179,5 @@ def score_reading(dialogue: Dialogue, reading, lexicons: Lexicons) -> ScoredDial
 def score(model, dialogues: list, lexicons: Lexicons = None) -> list:  # `ScoredDialogue`s, in order
     "Score dialogues with one forward pass each, by the lexicons of `load_lexicons()` or by your own."
     lexicons = lexicons or load_lexicons()
-    readings = model.run_forward(dialogues)
+    readings = check_model(model).run_forward(dialogues)
     return [score_reading(d, reading, lexicons) for d, reading in zip(dialogues, readings)]

@@ -45,11 +45,12 @@ def check_rewrite(
     others: list = (),  # rewrites of the same text accepted so far
     similarity: float = 1.0,  # of rewrite and original: the cosine of their vectors
     min_similarity: float = MIN_SIMILARITY,
+    min_rouge1: float = MIN_ROUGE1,  # of rewrite and original
 ) -> str:  # "" if it is accepted, else the reason against it
     "Check a model's rewrite of a question, and return the reason to reject it, or an empty text."
     if not rewrite:
         return "another form"
-    if compute_rouge1(rewrite, original) < MIN_ROUGE1:
+    if compute_rouge1(rewrite, original) < min_rouge1:
         return "unrelated"
     if any(compute_rouge1(rewrite, other) > MAX_ROUGE1 for other in (original, *others)):
         return "copy"
@@ -95,6 +96,7 @@ def synthesize(
     vectors: VectorStore = None,  # from the default encoder
     min_similarity: float = MIN_SIMILARITY,  # 0: meanings are not compared
     max_rounds: int = 2,  # tries for each variant
+    min_rouge1: float = MIN_ROUGE1,  # of a variant's question against the original's; the paper's value is unknown
 ) -> SynthesisResult:
     "Generate up to `num_each` variants of each dialogue by rewriting its question (Qin et al. 2024, section 3)."
     check(num_each, "whole number", "num_each", low=0)
@@ -117,7 +119,7 @@ def synthesize(
                 text = parse_rewrite(reply, prompt)
                 is_compared = text and min_similarity > 0
                 similarity = np.vdot(*vectors.embed([text, questions[i]])) if is_compared else 1.0
-                reason = check_rewrite(text, questions[i], accepted[i], similarity, min_similarity)
+                reason = check_rewrite(text, questions[i], accepted[i], similarity, min_similarity, min_rouge1)
                 if reason:
                     result.rejected[reason] += 1
                     result.examples.append((reason, questions[i], reply))

@@ -84,7 +84,7 @@ def dig(value, path: str):
 
 PROMPT = "instruction prompt question query request human user input".split()  # the first with a value counts
 RESPONSE = "response completion output answer reply assistant bot gpt".split()
-SYSTEM = "system system_prompt system_message systemprompt".split()
+SYSTEM = "system system_prompt system_message systemprompt systeminstruction system_instruction".split()
 TURNS = "conversations messages conversation turns".split()
 
 

@@ -335,6 +335,15 @@ def count_lost(model, recalled: Recall) -> int:
     return min(len(recalled.memories), (model.left_out.get(recalled.dialogue.id, 0) + 1) // 2)
 
 
+def describe_length(model, most: int, d: Dialogue) -> str:  # most: tokens of the answers in a prompt; "" if it fits
+    "Say of a correction that it is too long for replies, or for being used beside others."
+    count = model.count_tokens(d.prompt) + model.count_tokens(d.response)
+    room = model.max_length - model.limit_reply()
+    if count > room:
+        return f"too long: with its prompt it has {count} tokens; no reply uses it, because {room} are the most"
+    return f"long: it has {count} tokens, so a reply uses it only if no shorter one applies" if count > most else ""
+
+
 def describe_source(model, recalled: Recall, reply: ReplyStream) -> str:  # "" if it read nothing of yours, and is whole
     "Return a line about what a reply read of yours, what did not fit into the model, and whether it ends early."
     dialogue = recalled.dialogue
@@ -386,6 +395,7 @@ class ChatSession:
         self.reply = None  # the `ReplyStream` of the newest reply
         self.recalled = None  # the `Recall` of the newest reply
         self.active_reply = None  # the generator of `say`
+        self.answering = ""  # id of the turn whose reply is being written, if it has one already
         self.is_halted = False  # True: the reply ends here, and its turn is stored
         self.messages = []  # lines for the user
         self.work = Background(self.me, idle_seconds, self.messages)
@@ -484,6 +494,7 @@ class ChatSession:
             new, self.recalled, ids = self.talk.prepare(prompt, history, rest, self.clock(), is_person)
             with self.me.use_adapter(self.recalled.adapter):
                 self.reply = ReplyStream(self.model, self.recalled.dialogue, options)
+                self.answering = replaces or ""
                 with closing(iter(self.reply)) as pieces:
                     for piece in pieces:
                         yield piece
@@ -494,7 +505,9 @@ class ChatSession:
             if isinstance(error, (InputError, GeneratorExit, KeyboardInterrupt)):
                 raise
             problem = f"no reply: {describe_error(error)}"
-            raise InputError(problem, "nothing of this turn is stored; write it again") from error
+            raise InputError(problem, "nothing of it is stored; write it again") from error
+        finally:
+            self.answering = ""
         if not self.reply.text:
             self.messages.append("the model had no answer; the turn is not kept")
         elif is_observed:
@@ -513,6 +526,10 @@ class ChatSession:
         "Return what `describe_source` says of the newest reply; empty if there is none."
         return describe_source(self.model, self.recalled, self.reply) if self.recalled else ""
 
+    def describe_length(self, id: str) -> str:
+        "Say of a correction that it is too long for replies, or for being used beside others; empty if it fits."
+        return describe_length(self.model, self.me.memory.config.max_tokens, self.me.state.newest(id))
+
     def react(self, kind: str, text: str = "", id=None, scope: str = None):  # what is stored
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
         if id is None and kind != "always":
@@ -523,11 +540,8 @@ class ChatSession:
         stored = self.me.react(id, kind, text, self.clock(), scope)
         if kind == "better":
             self.scoping.subject = [self.me.state.find_root(stored.target)]
-            count = self.model.count_tokens(text)
-            room = self.model.max_length - self.model.limit_reply()
-            most = min(self.me.memory.config.max_tokens, room)
-            if count > most:
-                self.messages.append(f"this answer has {count} tokens; no reply uses it, because {most} are the most")
+            line = self.describe_length(*self.scoping.subject)
+            self.messages += [f"your correction is {line}"] * bool(line)
         self.work.start_timer()
         return stored
 

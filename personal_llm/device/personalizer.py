@@ -18,6 +18,7 @@ from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check, check_dialogues
 from ..base.text import make_valid
 from ..base.display import Displayed
+from ..base.models import check_model
 from ..base.replies import ReplyOptions, ReplyStream
 from ..buffer.buffer import Buffer, Decision
 from ..memory.feedback import SCOPES, Reaction
@@ -257,7 +258,7 @@ class Personalizer(Displayed):
         start=None,  # where the first fine-tune begins: an adapter, its folder, a `Library`, a `Ranking`, or None
         **settings,  # fields of `PersonalizerSettings`; by default those of the folder
     ):
-        self.model = model
+        self.model = check_model(model)
         self.annotator = check(annotator, "function or none", "annotator")
         self.config = check(config or TuningConfig(), TuningConfig, "config")
         self.lexicons = lexicons or load_lexicons()

@@ -70,7 +70,7 @@ class Memory:
         "Forget all vectors and languages, and the statements of messages that have left the archive."
         with self.lock:
             self.vectors = VectorStore()
-            self.general = None  # `General`, once it is needed
+            self.general = General()  # without prompts until the encoder is loaded
             self.languages = {}  # prompt -> its language
             self.said = {id: said for id, said in self.said.items() if id in self.archive.dialogues}
             self.is_loaded = False  # whether the stored vectors are in `vectors`
@@ -83,6 +83,7 @@ class Memory:
                 rows = {d.prompt: stored[id] for id, d in self.archive.dialogues.items() if id in stored}
                 if rows:
                     self.vectors.add([*rows], np.stack([*rows.values()]))
+                self.general = General(self.vectors.embed(list_general()))
                 self.is_loaded = True
 
     def warm(self, state: State) -> None:
@@ -124,7 +125,6 @@ class Memory:
         if not evidence.taught:
             return Verdict()
         self.load()
-        self.general = self.general or General(self.vectors.embed(list_general()))
         row = self.vectors.embed([prompt])[0]
         foreign = find_foreign(evidence, prompt, self.languages)
         return judge(evidence, embed_prompts(evidence, self.vectors.embed), row, self.general, foreign)
@@ -151,7 +151,7 @@ class Memory:
             verdict = self.judge(evidence, prompt)
             learned = None if adapter is None else list_learned(state, evidence)
             taught = None if learned is None else self.judge(learned, prompt)
-            statements, updated = self.choose_statements(state, prompt, shown, replaced, count_tokens)
+            statements, updated = self.choose_statements(state, dialogue, shown, replaced, count_tokens)
             if is_elsewhere:
                 statements, updated = [], []
             left_out = set(shown)
@@ -168,21 +168,22 @@ class Memory:
         lists = map(tuple, (memories, statements, updated))
         return Recall(read, *lists, instructions, adapter, verdict, is_silent, closed)
 
-    def choose_statements(self, state: State, prompt: str, shown: set, replaced, count_tokens) -> tuple:
+    def choose_statements(self, state: State, dialogue: Dialogue, shown: set, replaced, count_tokens) -> tuple:
         "Return what a reply uses of the person's statements in other talks, and what newer ones update."
         said = self.list_statements(state) if self.config.memories else []
         said = [s for s in said if self.archive.dialogues[s.id].prompt not in shown and s.id not in replaced]
         if not said:
             return [], []
         self.load()
-        row, *rows = self.vectors.embed([prompt, *(statement.text for statement in said)])
-        return choose_statements(said, np.stack(rows), prompt, row, self.config, count_tokens)
+        rows = self.vectors.embed([dialogue.prompt, *(statement.text for statement in said)])
+        asked = dialogue.prompt, rows[0], self.general
+        return choose_statements(said, rows[1:], *asked, self.config, count_tokens, dialogue.time)
 
-    def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
-        "Return what the person said of themselves; each message is read once."
+    def list_statements(self, state: State) -> list:  # `Statement`s, in the order in which they were said
+        "Return what the person said of themselves; each message is read once. A clock that goes back changes no order."
         own = [self.archive.dialogues[id] for id in state.own]
         new = [d for d in own if d.id not in self.said or self.said[d.id][0] != d.prompt]
         self.said |= {d.id: (d.prompt, []) for d in new}
         for one in find_statements(new):
             self.said[one.id][1].append(one)
-        return sorted((one for d in own for one in self.said[d.id][1]), key=lambda one: one.time)
+        return [one for d in own for one in self.said[d.id][1]]

@@ -6,15 +6,14 @@
 __all__ = ['DATA_VARIABLE', 'MODEL', 'STREAMS', 'SUBJECTS', 'LENGTH', 'TESTS', 'BINS', 'STEPS', 'NUMBERED', 'POLICIES', 'JOBS',
            'PAIRS', 'SCORES', 'SETTINGS', 'SCORE_JOBS', 'SETTING_JOBS', 'LOOKS', 'CURVE_JOBS', 'GRIDS',
            'read_short_rows', 'divide_subjects', 'find_subjects', 'split_stream', 'draw_blocks', 'load_tools',
-           'share_words', 'measure_streams', 'score_replies', 'measure', 'select_rouge', 'align', 'read_rouge',
-           'read_gain', 'read_curve', 'read_ceilings', 'compare_sets']
+           'share_words', 'measure_streams', 'measure', 'select_rouge', 'align', 'read_rouge', 'read_gain',
+           'read_curve', 'read_ceilings', 'compare_sets']
 
 # %% ../../nbs/experiments/78_premise.ipynb #prm00003
 import functools
 import gzip
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +21,13 @@ import numpy as np
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import delete_path
 from ..base.models import load_model
-from ..base.text import compute_rouge1
 from ..buffer.buffer import Buffer
 from ..base.encoder import VectorStore
-from ..buffer.scoring import load_lexicons, score
-from ..buffer.synthesis import synthesize
 from ..data.splits import get_row_group, remove_leaks
 from ..recipes.data import is_reserved
 from .harness import Grid, RatioToBest, check_treatment, ratio_to_best, read_result_lines
+from ..extras.reproduce import score_replies, teach, test_replies
 from ..tuning.config import TuningConfig
-from ..tuning.finetune import finetune
 
 # %% ../../nbs/experiments/78_premise.ipynb #prm00005
 DATA_VARIABLE = "PERSONAL_LLM_DATA"  # a folder with instruct, as JSON lines
@@ -126,17 +122,6 @@ def measure_streams(jobs: list):  # yields a dict of results a job
         yield found | dict(neighbours=float(np.mean(near)), others=float(np.mean(far)))
 
 
-def score_replies(stream: list) -> list:  # `ScoredDialogue`s
-    "Let the model reply to a stream, and score its replies."
-    model, _ = load_tools()
-    replies = model.generate([d.prompt for d in stream], max_new_tokens=32)
-    own = [
-        d.derive(response=reply or "…", origin="model", labels=d.labels | dict(reference=d.response), parents=())
-        for d, reply in zip(stream, replies)
-    ]
-    return score(model, own, load_lexicons("medical", "emotion", "glove"))
-
-
 def measure(jobs: list):  # yields a dict of results a job; jobs: of one stream
     "Select, annotate, tune and test."
     model, vectors = load_tools()
@@ -146,21 +131,18 @@ def measure(jobs: list):  # yields a dict of results a job; jobs: of one stream
         adapter = None
         found = {}
         if job["policy"] != "none":
-            candidates = candidates or score_replies(stream)
+            candidates = candidates or score_replies(model, stream, model.generate(stream, max_new_tokens=32))
             buffer = Buffer(job.get("bins", BINS), job["policy"], job["number"])
             for candidate in candidates[: job.get("seen")]:
                 buffer.add(candidate)
-            kept = [replace(d, response=d.labels["reference"], origin="annotated") for d in buffer.dialogues]
-            written = synthesize(model, kept, job.get("rewrites", 0), vectors=vectors).dialogues
+            kept = buffer.dialogues
             config = TuningConfig(steps=STEPS, batch_size=2, validation=0, checks=1)
-            adapter = finetune(model, kept + written, config, seed=0, progress=False)
+            adapter, written = teach(model, kept, config, job.get("rewrites", 0), vectors=vectors)
             found = dict(kept=[int(d.time) for d in kept], changes=sum(d.kept for d in buffer.log), cost=adapter.cost)
             found["written"] = len(written)
-        with model.use_adapter(adapter):
-            replies = model.generate([d.prompt for d in tests], max_new_tokens=32)
+        each = test_replies(model, adapter, tests, 32)
         if adapter is not None:
             delete_path(adapter.path)
-        each = [round(compute_rouge1(reply, d.response), 4) for reply, d in zip(replies, tests)]
         yield found | dict(rouge1=float(np.mean(each)), each=each, tests=len(each))
 
 

@@ -6,8 +6,8 @@
 __all__ = ['STARTS', 'RATES', 'OWN_PROMPTS', 'LEARN_FROM', 'STEPS', 'LOOK', 'REPLIES_AFTER', 'ORDER', 'USERS', 'DEVELOPMENT',
            'RATE_JOBS', 'JOBS', 'THIRTY', 'THIRTY_JOBS', 'MIDDLE_JOBS', 'SECOND_JOBS', 'PAIRED', 'TWO_STYLES', 'GRIDS',
            'find_start', 'split_dialogues', 'make_config', 'trace_finetune', 'choose_rate', 'measure_starts',
-           'count_steps', 'count_saved', 'compare_replies', 'count_data_saved', 'read_starts', 'choose_shares',
-           'write_two_styles', 'measure_shares', 'measure_two_styles']
+           'count_saved', 'compare_replies', 'count_data_saved', 'read_starts', 'choose_shares', 'write_two_styles',
+           'measure_shares', 'measure_two_styles']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
 import os
@@ -15,7 +15,6 @@ import os
 import numpy as np
 
 from ..base.core import InputError, make_generator
-from ..base.files import delete_path
 from ..base.models import mean_response_nll
 from ..base.text import compute_rouge1
 from .harness import SECOND_MODEL, Grid, group_by_user, read_result_lines, read_results
@@ -29,11 +28,11 @@ from personal_llm.experiments.xpert import (
     open_library,
     stylometric_shift,
 )
+from ..extras.reproduce import count_steps, trace
 from ..recipes.crafted_styles import GRID, restyle
 from ..recipes.style_pools import load_pool, pllm_folder, shipped_texts, tune_pllm
 from ..selection.merging import fit_merge_weights, merge
 from ..tuning.config import TuningConfig
-from ..tuning.finetune import finetune
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690005
 STARTS = ("scratch", "own", "random")
@@ -75,19 +74,7 @@ def trace_finetune(
     "Trace the test loss of a fine-tune from a start, and keep its replies to the test prompts."
     model = load_summariser(model_name)
     own, test = split_dialogues(user)
-    with model.use_adapter(start and start.path):
-        losses = [float(mean_response_nll(model, test).mean())]
-    replies = {}
-
-    def look(step, loss):
-        if step % LOOK == 0:
-            losses.append(float(mean_response_nll(model, test).mean()))
-        if step in replies_after:
-            replies[str(step)] = model.generate([d.prompt for d in test], max_new_tokens=48)
-
-    adapter = finetune(model, own, make_config(rate), start and start.path, progress=False, on_step=look)
-    delete_path(adapter.path)
-    return dict(losses=losses, replies=replies, cost=adapter.cost)
+    return trace(model, own, test, make_config(rate), start and start.path, LOOK, replies_after)
 
 
 def choose_rate(grid: str, start: str) -> float:
@@ -123,21 +110,12 @@ MIDDLE_JOBS = [dict(user=user, start="own", likeness=likeness) for user in USERS
 SECOND_JOBS = [job | dict(model=SECOND_MODEL) for job in RATE_JOBS + JOBS[:20]]
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690007
-def count_steps(losses: list, goal: float) -> float:  # None: the loss never arrives
-    "Count the steps of a run until its loss is as low as a goal; between two looks in proportion."
-    place = next((place for place, loss in enumerate(losses) if loss <= goal + 1e-9), None)
-    if not place:
-        return place
-    before, loss = losses[place - 1 : place + 1]
-    return LOOK * (place - max(0.0, goal - loss) / (before - loss))
-
-
 def count_saved(own: dict) -> float:  # own: start -> row, of a user
     "Return the share of the steps to the best loss of `scratch` that the right pLLM saves."
     losses = own["scratch"]["losses"]
-    steps = count_steps(own["own"]["losses"], min(losses))
+    steps = count_steps(own["own"]["losses"], min(losses), LOOK)
     last = LOOK * (len(losses) - 1)
-    return 1 - (last if steps is None else steps) / count_steps(losses, min(losses))
+    return 1 - (last if steps is None else steps) / count_steps(losses, min(losses), LOOK)
 
 
 def compare_replies(user: str, row: dict, after: int) -> tuple:  # (ROUGE-1, distance of the counted features)
@@ -157,7 +135,7 @@ def count_data_saved(own: dict) -> float:  # own: start -> row, of a user
     goal = min(own["scratch"]["losses"])
     read = {}
     for start in STARTS[:2]:
-        steps = count_steps(own[start]["losses"], goal)
+        steps = count_steps(own[start]["losses"], goal, LOOK)
         read[start] = LEARN_FROM if steps is None else min(LEARN_FROM, 2 * steps)
     return 1 - read["own"] / read["scratch"]
 

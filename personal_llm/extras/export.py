@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, attach_adapter
+from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, attach_adapter, read_tensors
 from ..base.core import InputError
 from ..base.files import read_json, write_atomically, write_json
 from ..base.replies import write_gguf_adapter
@@ -63,10 +63,24 @@ def format_modelfile(model) -> str:  # model: a `Model`, for its template and en
     return f'FROM ./base.gguf\nADAPTER ./adapter.gguf\nTEMPLATE """{template}"""\nPARAMETER stop "{stop}"\n'
 
 # %% ../../nbs/9_extras/01_export.ipynb #a1a8b8d5
+def untie_head(network, adapter: Path) -> None:
+    "Give a network whose head and embedding are one matrix two of them, if an adapter changes one alone."
+    import torch
+
+    ends = [module.rpartition(".")[2] for module in {name.rpartition(".lora_")[0] for name in read_tensors(adapter)}]
+    config = network.config.get_text_config()
+    if config.tie_word_embeddings and {"lm_head", "embed_tokens"} & {*ends}:
+        head = network.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        network.config.tie_word_embeddings = config.tie_word_embeddings = False
+
+
 def write_merged(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
     "Write base and adapter as one model, with its tokenizer."
+    network = model.clone().model
+    untie_head(network, adapter)
     try:
-        merged = attach_adapter(model.clone().model, adapter).merge_and_unload()
+        merged = attach_adapter(network, adapter).merge_and_unload()
     except RuntimeError as error:  # peft's own refusal
         raise InputError(f"this adapter cannot be merged ({error})", "use another target, or peft itself") from error
     merged.save_pretrained(out)

@@ -19,7 +19,6 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
-from itertools import count
 from typing import Annotated, Literal
 
 from personal_llm.base.core import Dialogue, InputError, catch_panic, import_extra
@@ -52,6 +51,7 @@ class SessionThread:
     def __init__(self):
         self.executor = ThreadPoolExecutor(1, "session")
         self.is_writing = asyncio.Lock()  # a reply, or a change
+        self.tasks = set()  # of replies that go on without their reader
 
     async def read(self, function, *args):  # its result
         "Call a function in the thread, also between two pieces of a reply."
@@ -72,45 +72,25 @@ class SessionThread:
             finally:
                 self.executor.submit(pieces.close)
 
-# %% ../../nbs/9_extras/05_server.ipynb #srvfollow1
-class Writing:
-    "A reply that goes on without its reader."
+    async def stream_on(self, pieces):  # as `stream`
+        "Take all pieces of a generator in the thread, whether or not somebody goes on reading them."
+        queue = asyncio.Queue()
 
-    def __init__(self, items):  # items: of `SessionThread.stream`
-        self.items = []
-        self.grown = asyncio.Condition()
-        self.task = asyncio.create_task(self._take(items))
+        async def take():
+            try:
+                async for piece in self.stream(pieces):
+                    queue.put_nowait(piece)
+            except Exception as error:
+                queue.put_nowait(error)
+            queue.put_nowait(None)
 
-    @property
-    def talk(self) -> str:
-        "The key of the reply's talk; empty until it begins."
-        first = self.items[0] if self.items else None
-        return first["me"]["talk"] if isinstance(first, dict) else ""
-
-    async def _take(self, items) -> None:
-        try:
-            async for item in items:
-                await self._put(item)
-        except Exception as error:
-            await self._put(error)
-        await self._put(None)
-
-    async def _put(self, item) -> None:
-        async with self.grown:
-            self.items.append(item)
-            self.grown.notify_all()
-
-    async def read(self):  # an asynchronous generator
-        "Yield all items; an error comes in its place."
-        for place in count():
-            async with self.grown:
-                await self.grown.wait_for(lambda: len(self.items) > place)
-            item = self.items[place]
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                return
-            yield item
+        task = asyncio.create_task(take())
+        self.tasks.add(task)  # or the loop forgets it
+        task.add_done_callback(self.tasks.discard)
+        while (piece := await queue.get()) is not None:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
 
 # %% ../../nbs/9_extras/05_server.ipynb #5eb5e0cb
 def answer_error(request: Request, error: Exception) -> Response:
@@ -179,8 +159,10 @@ def check_request(request: Request, token: str, host: str, secret: str) -> None:
     if path not in (*PUBLIC, "/connect") and not is_known:
         raise HTTPException(401, "the token is missing or wrong; use the key that personal-llm serve printed")
     limit = find_limit(path)
-    if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > limit:
-        raise HTTPException(413, f"the request is larger than {limit:,} bytes, or does not tell its length")
+    if "transfer-encoding" in request.headers:
+        raise HTTPException(411, "the request comes in chunks and does not tell its length; send a Content-Length")
+    if int(request.headers.get("content-length", 0)) > limit:
+        raise HTTPException(413, f"the request is larger than {limit:,} bytes; send less at once")
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvguard
 def guard(app, token: str, host: str, secret: str):  # an ASGI application around another one
@@ -203,6 +185,8 @@ def guard(app, token: str, host: str, secret: str):  # an ASGI application aroun
 
 # %% ../../nbs/9_extras/05_server.ipynb #f52e07e7
 MODELS = ("personal", "personal-base")
+TEXT_TYPES = ("text", "input_text")  # of the parts of a message; the other one is that of OpenAI's newer protocol
+MOST_STOPS = 16  # texts; each is compared with the end of each piece
 # field -> the value that asks for nothing
 UNSUPPORTED = dict(n=1, functions=[], function_call="none", response_format={"type": "text"}, logprobs=False)
 UNSUPPORTED |= dict(top_logprobs=0, logit_bias={}, frequency_penalty=0, presence_penalty=0, modalities=["text"])
@@ -238,7 +222,7 @@ class Message(BaseModel, strict=True):
         "Return the text of all parts."
         if not isinstance(self.content, list):
             return clean_text(self.content or "")
-        return clean_text("\n".join(part.text or "" for part in self.content if part.type == "text"))
+        return clean_text("\n".join(part.text or "" for part in self.content if part.type in TEXT_TYPES))
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvfield1
 def check_model_name(name: str) -> None:
@@ -256,7 +240,7 @@ class CompletionRequest(BaseModel, strict=True, extra="allow"):
     max_completion_tokens: Count = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | list[Stop] | None = None
     seed: Whole | None = None
     stream: bool | None = None
     stream_options: dict[str, bool | None] | None = None  # `include_usage`: the last event holds the tokens
@@ -275,9 +259,11 @@ class CompletionRequest(BaseModel, strict=True, extra="allow"):
         for name, value in extra.items():
             if value != UNSUPPORTED[name]:
                 raise HTTPException(400, f"{name}: this server does not support it; leave it out")
+        if isinstance(self.stop, list) and len(self.stop) > MOST_STOPS:
+            raise HTTPException(400, f"stop: {len(self.stop)} texts; send {MOST_STOPS} at most")
         check_model_name(self.model)
         content = self.messages[-1].content
-        if isinstance(content, list) and any(part.type != "text" for part in content):
+        if isinstance(content, list) and any(part.type not in TEXT_TYPES for part in content):
             raise HTTPException(400, "messages: this model reads text only; leave out pictures, sound and files")
         if self.messages[-1].role != "user" or not self.messages[-1].read():
             raise HTTPException(400, "messages: the last one must be a text of the user")
@@ -335,7 +321,6 @@ def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool
         replaces = wanted.replaces if is_of_page else None
         if is_of_page and wanted.store is not False:
             replaces = replaces or session.talk.store_message(prompt, session.clock())
-            yield dict(me=dict(id=replaces, talk=session.talk.key, prompt=prompt))
         yield from session.say(prompt, history, options, wanted.store is not False, replaces, is_person)
         reply = session.reply
         if reply is None:
@@ -350,8 +335,9 @@ def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool
     yield dict(text=reply.text, finish_reason=reply.end_reason or "stop", usage=usage, me=own)
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvevents1
-async def write_events(head: dict, items, item, has_usage: bool = False):  # an asynchronous generator of texts
+async def write_events(wanted: CompletionRequest, head: dict, items, item):  # an asynchronous generator of texts
     "Yield the events of a reply, from its first item on; an error becomes the last event."
+    has_usage = bool((wanted.stream_options or {}).get("include_usage"))
     common = head | dict(object="chat.completion.chunk") | (dict(usage=None) if has_usage else {})
 
     def make_event(delta: dict, finish: str = None, **fields) -> str:
@@ -361,10 +347,9 @@ async def write_events(head: dict, items, item, has_usage: bool = False):  # an 
     try:
         async with aclosing(items):
             yield make_event(dict(role="assistant", content=""))
-            while isinstance(item, str) or "finish_reason" not in item:
+            while isinstance(item, str):
                 own = dict(me=dict(is_thinking=True)) if isinstance(item, Thought) else {}
-                is_text = isinstance(item, str)
-                yield make_event(dict(content=item) if is_text else {}, **own if is_text else item)
+                yield make_event(dict(content=item), **own)
                 item = await anext(items)
         yield make_event({}, item["finish_reason"], me=item["me"])
         if has_usage:
@@ -396,12 +381,25 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     turns = []
     for id in talks.get(talk, ()):
         d = state.newest(id)
-        sources = [other for other in (*state.reads[id], *state.statements[id]) if other in dialogues]
-        read = [state.newest(other).prompt for other in sources]
+        read, said = (
+            [dialogues[other].prompt for other in ids[id] if other in dialogues]
+            for ids in (state.reads, state.statements)
+        )
         reaction = state.reactions.get(id)
-        turn = dict(id=id, prompt=d.prompt, reply=d.response, read=read, scope=state.scopes.get(id, ""))
-        turn["is_cut"] = not d.response and is_cut(state, id)
+        is_writing = id == session.answering
+        reply = session.reply.text if is_writing else d.response
+        turn = dict(
+            id=id,
+            prompt=d.prompt,
+            reply=reply,
+            is_writing=is_writing,
+            read=read,
+            said=said,
+            scope=state.scopes.get(id, ""),
+        )
+        turn["is_cut"] = not (d.response or is_writing) and is_cut(state, id)
         turn["is_own"] = d.origin == "annotated"  # the reply is the person's text
+        turn["length"] = session.describe_length(id) if turn["is_own"] else ""
         is_corrected = bool(state.reads[id]) or id in state.tuned  # the reply used corrections
         turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
     rows.sort(key=lambda row: -row["time"])
@@ -409,7 +407,15 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     habit = row and dict(label=row.form.label, question=row.question)
     scopes = {name: scope.label for name, scope in SCOPES.items()}
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
-    return dict(talks=rows, talk=talk if talk in talks else "", title=titles.get(talk, "")) | shown
+    return (
+        dict(
+            talks=rows,
+            talk=talk if talk in talks else "",
+            title=titles.get(talk, ""),
+            is_taught=bool(list_answered(state)),
+        )
+        | shown
+    )
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvknown1
 def list_known(session: ChatSession, *_) -> dict:
@@ -500,7 +506,7 @@ def forget(session: ChatSession, wanted: Change) -> dict:
     if wanted.dry and plan.replies:
         fixed = session.forget(*subject, True, wanted.everything, plan.replies).replies
         for id in plan.replies:
-            d = state.newest(id)
+            d = state.archive.dialogues[id]  # as it was said: a correction of it stays
             reaction = state.reactions.get(id)
             row = dict(id=id, prompt=d.prompt[:70], reply=d.response[:70], can_stay=id not in fixed)
             content["rows"].append(row | dict(is_liked=bool(reaction) and reaction.kind == "up"))
@@ -541,7 +547,6 @@ def check_owner(session: ChatSession, user: str) -> None:
 
 def add_protocol(app: FastAPI, session: ChatSession, thread: SessionThread) -> None:
     "Add the paths of the OpenAI protocol to an application."
-    writing = []  # `Writing`s for the page
     rows = [dict(id=name, object="model", created=0, owned_by="personal_llm") for name in MODELS]
     app.get("/v1/models")(lambda: dict(object="list", data=rows))
 
@@ -556,31 +561,19 @@ def add_protocol(app: FastAPI, session: ChatSession, thread: SessionThread) -> N
         if user:
             await thread.read(check_owner, session, user)
         is_person = request.headers.get("x-personal-memory") == "yes"
-        items = thread.stream(write_reply(session, wanted, is_person))
-        if wanted.talk is not None:
-            writing.append(Writing(items))
-            writing[-1].task.add_done_callback(lambda task, one=writing[-1]: writing.remove(one))
-            items = writing[-1].read()
+        stream = thread.stream if wanted.talk is None else thread.stream_on
+        items = stream(write_reply(session, wanted, is_person))
         head = dict(id=f"chatcmpl-{secrets.token_hex(12)}", created=int(time.time()), model=wanted.model)
         if wanted.stream:
             first = await anext(items)  # a refusal still has its own status
-            has_usage = bool((wanted.stream_options or {}).get("include_usage"))
-            return StreamingResponse(write_events(head, items, first, has_usage), media_type="text/event-stream")
+            return StreamingResponse(write_events(wanted, head, items, first), media_type="text/event-stream")
         async with aclosing(items):
             async for last in items:
                 if await request.is_disconnected():
                     raise HTTPException(400, "the client went away")
-        message = dict(role="assistant", content=last["text"], refusal=None)
-        choice = dict(index=0, message=message, logprobs=None, finish_reason=last["finish_reason"])
-        return head | dict(object="chat.completion", choices=[choice], usage=last["usage"], me=last["me"])
-
-    @app.get("/me/reply")
-    async def watch(talk: str):
-        for one in writing:
-            if one.talk == talk:
-                items = one.read()
-                return StreamingResponse(write_events({}, items, await anext(items)), media_type="text/event-stream")
-        return Response(status_code=204)
+        message = dict(role="assistant", content=last.pop("text"), refusal=None)
+        choice = dict(index=0, message=message, logprobs=None, finish_reason=last.pop("finish_reason"))
+        return head | dict(object="chat.completion", choices=[choice]) | last
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvmake01
 def make_app(

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..base.core import ANSWERED_ORIGINS, Dialogue, check_settings_fields, setting
-from ..base.text import normalise_text
-from .statements import is_about_self, write_line, write_statements
+from ..base.text import format_date, normalise_text
+from .gate import General
+from .statements import ATTRIBUTES, Statement, find_names, is_about_self, list_words
+from .statements import write_line, write_statements
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #ret00006
 def collect_memories(dialogues: list) -> list:  # answered dialogues, oldest first
@@ -84,48 +86,69 @@ def retrieve(
     def count(d: Dialogue) -> int:
         return count_tokens(d.prompt) + count_tokens(d.response)
 
-    return take_fitting(wanted, count, config.max_tokens, config.memories)[::-1]
+    return take_fitting(wanted, count, config.max_tokens, config.memories)[::-1] or wanted[: min(config.memories, 1)]
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #sta00014
-def find_nearest(place: int, rows: np.ndarray) -> int:  # rows: (at least two statements, width)
-    "Return the place of the statement that is nearest to one."
-    similarities = rows @ rows[place]
-    similarities[place] = -np.inf
-    return int(similarities.argmax())
+DAY = 86_400.0  # seconds for which a state is taken for true
 
 
-def is_updated(place: int, places: list, rows: np.ndarray, prompt: np.ndarray) -> bool:  # rows: oldest first
-    "Say whether a newer statement among those at some places updates the one at a place."
-    newer = find_nearest(place, rows) if len(rows) > 1 else place
-    if newer <= place or newer not in places or find_nearest(newer, rows) != place:
-        return False
-    return bool(2 * rows[place] @ rows[newer] > (rows[place] + rows[newer]) @ prompt)
+def find_updates(statements: list, rows: np.ndarray, least: np.ndarray) -> dict:  # place -> place of a newer one
+    "Find which statements newer ones replace: those of the same attribute, or what a change is nearest to."
+    updates = {}
+    for new, statement in enumerate(statements):
+        older = [old for old in range(new) if old not in updates and statements[old].kind != "state"]
+        if statement.kind in ATTRIBUTES:
+            updates |= {old: new for old in older if statements[old].kind == statement.kind}
+        elif statement.kind == "change" and older:
+            nearest = older[int((rows[older] @ rows[new]).argmax())]
+            similarities = rows @ rows[nearest]
+            if similarities[new] >= max(least[new], *np.delete(similarities, [nearest, new]), -1.0):
+                updates[nearest] = new
+    return updates
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #487e33c1
 MAX_TOKENS = 240  # of all statements: four, the default, of sixty tokens, about two long sentences each
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #487e33c2
 def choose_statements(
-    statements: list,  # of `find_statements`, oldest first
+    statements: list[Statement],  # oldest first
     rows: np.ndarray,  # their vectors (statements, width)
     prompt: str,
     row: np.ndarray,  # its vector (width,)
+    general: General,
     config: MemoryConfig,
     count_tokens,  # a function: text -> number of its tokens
+    time: float = 0.0,  # of the prompt, in seconds since the epoch or as a place in a stream
 ) -> tuple:  # two lists, oldest first and nearest first
-    "Choose the statements that a reply uses, within `MAX_TOKENS`, and list those that newer ones update."
-    if not config.statements or not statements or not is_about_self(prompt, statements):
+    "Choose the statements that a reply uses, within `MAX_TOKENS`, and list those that newer ones replace."
+    if not config.statements or not statements:
         return [], []
+    least = general.measure_nearness(rows)
+    updates = find_updates(statements, rows, least)
+    similarities = rows @ row
+    is_own = is_about_self(prompt)
+    words = list_words(prompt)
+
+    def is_wanted(place: int) -> bool:
+        statement = statements[place]
+        if statement.kind == "state" and time - statement.time > DAY and format_date(time):
+            return False
+        return is_own and similarities[place] >= least[place] or not words.isdisjoint(find_names(statement.text))
+
     newest = find_newest([s.text for s in statements])
-    nearest = sorted(newest.values(), key=lambda place: -rows[place] @ row)[: config.statements]
-    updated = [place for place in nearest if is_updated(place, nearest, rows, row)]
-    current = [statements[place] for place in nearest if place not in updated]
+    wanted = sorted(filter(is_wanted, newest.values()), key=lambda place: -similarities[place])[: config.statements]
+    updated = [place for place in wanted if place in updates]
+    current = []
+    for place in wanted:
+        while place in updates:
+            place = updates[place]
+        current.append(statements[place])
 
     def count(statement) -> int:
         return count_tokens(write_line(statement))
 
-    chosen = take_fitting(current, count, MAX_TOKENS, config.statements)
-    return sorted(chosen, key=lambda statement: statement.time), [statements[place] for place in updated]
+    chosen = take_fitting(dict.fromkeys(current), count, MAX_TOKENS, config.statements)
+    return sorted(chosen, key=statements.index), [statements[place] for place in updated]
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #ret00031
 def add_memories(

@@ -74,14 +74,14 @@ def call_selector(selector, request: SelectionRequest, name: str) -> Ranking:
 def select(
     library,  # `Library`
     explanation=None,  # the user's `Explanation`, for methods that compare coordinates
-    method=None,  # one of `SELECTORS`, or your own; by default "match", or "xpert" without a model and dialogues
+    method=None,  # one of `SELECTORS`, or your own; by default "match", or "style" without a model and dialogues
     model=None,  # `Model`, for true losses
     dialogues: list = None,  # of the user, for true losses: at least 4
 ) -> Ranking:
     "Select the pLLM of a library that a user's fine-tune should start from, or none if none helps."
     load_selectors()
     has_dialogues = model is not None and dialogues is not None
-    method = method or ("match" if has_dialogues else "xpert")
+    method = method or ("match" if has_dialogues else "style")
     name = method if isinstance(method, str) else getattr(method, "__name__", "your own")
     selector = SELECTORS.get(method) if isinstance(method, str) else method
     if not callable(selector):

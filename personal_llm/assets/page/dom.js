@@ -22,7 +22,7 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-export const makeLines = (texts) => texts.map((textContent) => make("li", { textContent, dir: "auto" }));
+export const makeLine = (textContent) => make("li", { textContent, dir: "auto" });
 
 function addKeys(menu) { // up and down move, Tab goes on behind the button; Escape is the browser's
   const items = [...menu.children];

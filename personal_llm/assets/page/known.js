@@ -1,5 +1,5 @@
 // what is known, and learning
-import { $, attempt, count, makeLines, show, stamp, sync } from "./dom.js";
+import { $, attempt, count, makeLine, show, stamp, sync } from "./dom.js";
 import { get, post } from "./server.js";
 import { change, makePlaces, openEditor, page } from "./turns.js";
 
@@ -35,7 +35,7 @@ export async function loadKnown() {
   const known = await get("known");
   const fill = (name, key, build) => {
     const rows = known[name];
-    const nothing = () => makeLines(["Nothing yet."])[0];
+    const nothing = () => makeLine("Nothing yet.");
     sync($(name), rows.length ? rows : [{ [key]: "" }], key, rows.length ? build : nothing);
   };
   fill("instructions", "number", makeInstruction);

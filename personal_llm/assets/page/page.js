@@ -21,7 +21,6 @@ async function begin() {
   showSection("chat");
   await loadStatus();
   $("line").focus();
-  await page.watch();
 }
 
 $("open-known").onclick = () => attempt(async () => {

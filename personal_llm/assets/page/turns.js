@@ -1,5 +1,5 @@
 // the turns of a talk
-import { attempt, make, makeLines, onSubmit, show, stamp } from "./dom.js";
+import { attempt, make, onSubmit, show, stamp } from "./dom.js";
 import { makeMarkdown } from "./markdown.js";
 import { post } from "./server.js";
 
@@ -71,10 +71,18 @@ export function makePlaces(scope, name, fields) { // the choice where correction
 
 const MARKS = { up: "You liked this reply", down: "You did not like this reply" };
 
+function describeUse({ is_corrected, read, said }, reasons) { // what a reply used, and why; reasons: known until the page is loaded anew
+  const of = read.map((prompt) => `“${prompt}”`).join(", ");
+  const why = reasons.join("; ") || (of && `the nearest are of ${of}`);
+  const uses = is_corrected ? "Uses your corrections" : reasons.length > 0 && "Doesn't use your corrections";
+  const parts = [uses && [uses, why].filter(Boolean).join(" – "), said.length > 0 && `Uses what you said: ${said.join(" ")}`];
+  return parts.filter(Boolean).join(". ");
+}
+
 export function makeTurn({ turn, question, isLast, reasons }) {
   const id = turn.id;
   const again = () => page.send(turn.prompt, turn);
-  const lost = turn.is_cut ? "The reply was cut off before its end." : "This reply was forgotten.";
+  const lost = turn.is_writing ? "Reading the chat …" : turn.is_cut ? "The reply was cut off before its end." : "This reply was forgotten.";
   const react = (kind) => () => change("react", { id, kind }, `${MARKS[kind]}.`);
   const own = {
     message: () => openMessage(item, turn),
@@ -84,13 +92,11 @@ export function makeTurn({ turn, question, isLast, reasons }) {
   const ofReply = { up: react("up"), down: react("down"), better, again: isLast && again };
   const board = navigator.clipboard; // none in a page from another computer
   ofReply.copy = board && (() => board.writeText(turn.reply).then(() => show("Reply copied.")));
-  const isNamed = (prompt) => reasons.some((one) => one.includes(prompt));
-  const lines = [...(turn.is_corrected ? reasons : []), ...turn.read.filter((one) => !isNamed(one))];
-  const read = (turn.is_corrected || turn.read.length > 0) && make("ul", {}, ...makeLines(lines));
-  const uses = turn.is_corrected ? "Uses your corrections" : "Uses what you said";
+  const length = turn.length && `Your correction is ${turn.length}.`;
   const reply = makeMarkdown(turn.reply || lost);
   const [kind, places] = turn.is_own ? ["Your text", makePlaces(turn.scope, "scope", { id })] : [];
-  const texts = { own: turn.prompt, kind, answered: reply, uses, read, question, places, mark: MARKS[turn.reaction] };
+  const uses = turn.is_own ? "" : describeUse(turn, reasons);
+  const texts = { own: turn.prompt, kind, answered: reply, uses, length, question, places, mark: MARKS[turn.reaction] };
   const item = stamp("turn-item", texts, { ...own, ...(turn.reply ? ofReply : { [turn.is_cut ? "resume" : "answer"]: again }) });
   if (isLast) item.querySelector("[name=better], [name=resume]")?.classList.add("primary");
   if (drafts.has(`better-${id}`)) openEditor(item, turn);
