@@ -12,7 +12,7 @@ from personal_llm.base import replies
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
-from personal_llm.device import personalizer
+from personal_llm.device import personalizer, recall
 from personal_llm.base.text import clean_text
 from personal_llm.device.chat import BackgroundWork, ChatSession, describe_error
 from personal_llm.device.evidence import get_evidence
@@ -584,7 +584,7 @@ def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(
         replied = session.me.cost.tokens
         goes_on.set()
         session.work.finish_learning()
-        assert any(line.startswith("learned:") for line in session.pop_messages())
+        assert any(line.startswith("learned the repl") for line in session.pop_messages())
         assert session.me.state.pending == [session.turns[-1].id]
         assert session.me.cost.tokens > replied, "both threads' costs count"
     with open_chat(model, tmp_path) as again:
@@ -694,3 +694,41 @@ def test_a_text_without_a_visible_letter_is_one_line_and_changes_nothing(model, 
                 call()
             assert len(str(raised.value).splitlines()) == 1
         assert len(session.me.archive.events) == count and len(session.turns) == 1
+
+
+def test_messages_are_read_once_and_what_was_found_goes_with_them(model, tmp_path, monkeypatch):
+    read = []
+    find = recall.find_statements
+    monkeypatch.setattr(recall, "find_statements", lambda new: read.append([d.prompt for d in new]) or find(new))
+    listed = []
+    for fit in ("one", "one", "two"):
+        monkeypatch.setattr(recall, "FIT", fit)
+        with open_chat(model, tmp_path) as session:
+            if not session.turns:
+                say(session, "I have a dog called Rex.")
+                say(session, "What is tea?")
+            session.warming.join()
+            listed.append([vars(one) for one in session.me.memory.list_statements(session.me.state)])
+    assert len(listed[0]) == 1 and listed[0] == listed[1] == listed[2]
+    assert [prompts for prompts in read if prompts] in (
+        [["I have a dog called Rex.", "What is tea?"]] * 2,
+        [["I have a dog called Rex."], ["What is tea?"], ["I have a dog called Rex.", "What is tea?"]],
+    )
+    with open_chat(model, tmp_path) as session:
+        session.forget("Rex")
+    assert b"Rex" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    with open_chat(model, tmp_path) as session:
+        assert session.me.memory.list_statements(session.me.state) == [] and len(session.turns) == 1
+
+
+def test_nothing_is_acknowledged_in_a_folder_that_is_gone(model, tmp_path):
+    session = open_chat(model, tmp_path / "me")
+    say(session, "What is tea?")
+    (tmp_path / "me").rename(tmp_path / "moved")
+    for act in (lambda: session.react("better", "Leaves."), lambda: say(session, "And milk?"), session.undo):
+        with pytest.raises(InputError, match="moved or deleted while it was in use|nothing to take back"):
+            act()
+    assert not get_evidence(session.me.state).answers and len(session.turns) == 1
+    (tmp_path / "moved").rename(tmp_path / "me")
+    assert session.react("better", "Leaves.").kind == "better"
+    session.close()

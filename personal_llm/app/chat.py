@@ -24,6 +24,7 @@ from ..base.text import escape_controls
 from ..memory.feedback import SCOPES, name_scope
 from ..device.chat import QUESTION_TEXT, ChatSession, count_lost
 from ..device.evidence import describe_state, list_examples, list_habits
+from ..explanation.card import NUM_NEWEST
 from ..explanation.explanation import explain
 
 # %% ../../nbs/8_app/04_chat.ipynb #c38c532f
@@ -144,9 +145,9 @@ def confirm(question: str) -> bool:
 
 # %% ../../nbs/8_app/04_chat.ipynb #chatsty01
 def describe_style(session) -> list:  # lines
-    "List the habits of the card with their numbers, and the style of the answers in words."
+    "List the habits of the card with their numbers, and the style of the newest answers in words."
     lines = [f"{number}. {row}" for number, row in enumerate(list_habits(session.me.state), 1)]
-    dialogues = list_examples(session.me.state)
+    dialogues = list_examples(session.me.state)[-NUM_NEWEST:]
     try:
         lines += explain(session.model.clone(), dialogues).lines()
     except InputError:

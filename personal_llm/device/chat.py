@@ -25,7 +25,7 @@ from .learning import FEWEST_ANSWERS
 from .recall import Recall
 from .personalizer import Personalizer, skip_question
 from .state import CLIENT, State
-from .evidence import find_habit_question, list_answered, list_corrected, list_habits
+from .evidence import PLACES, find_habit_question, list_answered, list_corrected, list_habits
 
 # %% ../../nbs/7_device/09_chat.ipynb #0849e30d
 def describe_error(error: BaseException) -> str:
@@ -165,8 +165,8 @@ class Background:
     def _commit(self, prepared) -> None:
         self.me.commit(prepared)
         last = self.me.state.find_last_round()
-        losses = dict(start=f"{last.start_loss:.2f}", best=f"{last.best_loss:.2f}")
-        parts = [Note("learned", count=last.steps, kept=last.kept, synthetic=last.synthetic, **losses)]
+        newest = self.me.state.list_prompts([*last.learned][-1:])
+        parts = [Note("learned" if last.is_taught else "learned_kept", count=len(last.learned), prompts=newest)]
         parts += [Note("loss_rose")] * (last.best_loss > last.start_loss)
         self.messages.append(Note("line", parts=tuple(parts)))
 
@@ -578,6 +578,8 @@ class ChatSession:
         id = state.find_root(stored.target)
         if stored.kind == "better":
             return self.tell(self.scoping.describe_scope([id], stored.scope))
+        if stored.kind in PLACES:
+            return self.tell(Note(stored.kind, prompt=state.list_prompts([id])))
         parts = [Note("noted", prompt=state.list_prompts([id]))]
         if stored.kind == "down":
             parts.append(Note("correction_ended") if state.is_own(id) else Note("show_wanted"))

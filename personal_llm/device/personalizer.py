@@ -94,7 +94,9 @@ def describe_act(state: State) -> Note | None:
     prompts = state.list_prompts(event.dialogue for event in events)
     if events[0].kind == "scoped":
         return Note("act_scope", scope=name_scope(content["scope"]), prompts=prompts)
-    names = dict(better="act_correction", up="act_up", down="act_down")
+    names = dict(
+        better="act_correction", up="act_up", down="act_down", here_too="act_here_too", not_here="act_not_here"
+    )
     return Note(names[content["kind"]], prompts=prompts)
 
 
@@ -357,7 +359,7 @@ class Personalizer(Displayed):
     def react(
         self,
         dialogue: Dialogue,  # one that was observed, or a version of it
-        kind: str,  # "better" (with the reply you wanted), "up" or "down"
+        kind: str,  # "better" (with the reply you wanted), "up", "down", "here_too" or "not_here"
         text: str = "",  # of `better`
         time: float = 0.0,  # in seconds since the epoch
         scope: str = None,  # of `better`: a name in `SCOPES`; None: as you said before

@@ -18,8 +18,8 @@ from ..data.reading import load_replay
 from ..base.notes import Note
 from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, judge
 from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, retrieve
-from ..memory.statements import find_statements, is_private
-from .archive import Archive, load_vectors, store_vectors
+from ..memory.statements import FIT, Statement, find_statements, is_private
+from .archive import Archive, load_vectors, store_said, store_vectors
 from .state import State
 from .evidence import get_evidence, list_learned
 
@@ -119,6 +119,8 @@ class Memory:
                 new = {id: d.prompt for id, d in self.archive.dialogues.items() if id not in known and d.prompt in made}
                 if new:
                     store_vectors(self.archive, encoder, dict(zip(new, self.vectors.embed([*new.values()]))))
+            rows = {id: dict(fit=FIT, found=[vars(one) for one in found]) for id, (_, found) in self.said.items()}
+            store_said(self.archive, {id: row for id, row in rows.items() if self.archive.said.get(id) != row})
 
     def judge(self, evidence: Evidence, prompt: str) -> Verdict:
         "Return the gate's verdict on a prompt."
@@ -182,6 +184,10 @@ class Memory:
     def list_statements(self, state: State) -> list:  # `Statement`s, in the order in which they were said
         "Return what the person said of themselves; each message is read once. A clock that goes back changes no order."
         own = [self.archive.dialogues[id] for id in state.own]
+        if not self.said:
+            stored = {id: row for id, row in self.archive.said.items() if row and row["fit"] == FIT and id in state.own}
+            texts = {id: [Statement(**one) for one in row["found"]] for id, row in stored.items()}
+            self.said = {id: (self.archive.dialogues[id].prompt, found) for id, found in texts.items()}
         new = [d for d in own if d.id not in self.said or self.said[d.id][0] != d.prompt]
         self.said |= {d.id: (d.prompt, []) for d in new}
         for one in find_statements(new):

@@ -461,13 +461,25 @@ def describe_model(model) -> str:
     return "A small model: many of its answers are wrong." if source and source.num_bytes < 1e9 else ""
 
 
+def find_undo(session: ChatSession) -> tuple[str, str]:  # a name in `CHANGES`, and what it takes back; empty: nothing
+    "Return what takes back the newest fine-tune or act."
+    state = session.me.state
+    last = state.find_last_round()
+    acts = [event.number for event in state.acts]
+    tuned = [e.number for e in state.archive.events if last and e.content.get("adapter") == last.adapter]
+    if max(tuned, default=0) > max(acts, default=0):
+        return "undo", "what was learned last"
+    return "take_back", session.tell(describe_act(state) or "")
+
+
 def describe_status(session: ChatSession, *_) -> dict:
     "Return the state in numbers, and messages for the user; take over a fine-tune that is complete."
     session.work.collect()
     last = session.me.state.find_last_round()
     seconds = last.seconds if last else None
     shown = dict(is_learning=session.work.learning is not None, seconds=seconds, messages=session.pop_messages())
-    shown |= dict(undo=session.tell(describe_act(session.me.state) or ""), note=describe_model(session.model))
+    way, undo = find_undo(session)
+    shown |= dict(way=way, undo=undo, note=describe_model(session.model))
     return describe_state(session.me.state) | shown
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvchange1
@@ -475,7 +487,7 @@ class Change(BaseModel, strict=True):
     "The fields of all changes; each reads its own."
 
     id: Text = ""  # of a reply to react to
-    kind: Text = ""  # "better", "up", "down" or "always"
+    kind: Text = ""  # "better", "up", "down", "here_too", "not_here" or "always"
     text: Text = ""  # the reply that you wanted; an instruction; the label of a habit; a text to forget
     scope: Text | None = None  # of a correction or a habit: a name in `SCOPES`; none, of a correction: as it was
     number: int | None = None  # of a standing instruction to change

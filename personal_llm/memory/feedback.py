@@ -41,14 +41,14 @@ def name_scope(name: str) -> Note:
 class Reaction:
     "What a person did on purpose; raises `InputError` for a kind, text or scope that doesn't go together."
 
-    kind: str  # "better", "up" or "down"
+    kind: str  # "better", "up", "down", or where what was taught belongs: "here_too", "not_here"
     target: str  # the first id of the dialogue
     text: str = ""  # the preferred reply, of `better`
     time: float = 0.0  # seconds since the epoch, or the place in a stream
     scope: str = ""  # a name in `SCOPES`, of `better`
 
     def __post_init__(self):
-        check(self.kind, "choice", "the kind of reaction", choices=("better", "up", "down"))
+        check(self.kind, "choice", "the kind of reaction", choices=("better", "up", "down", "here_too", "not_here"))
         check(self.target, "name", f"{self.kind}: the target")
         check(self.text, "text", f"{self.kind}: the text")
         check(self.time, "number", f"{self.kind}: the time")
@@ -62,7 +62,7 @@ class Reaction:
     def apply(self, d: Dialogue, is_own: bool = False) -> Dialogue:  # is_own: whether the reply is the person's text
         "Return the version of a dialogue after this, or d itself; its parents are all versions before."
         approved = "annotated" if is_own or d.origin == "annotated" else "approved"  # your own text stays a correction
-        origin = dict(better="annotated", up=approved, down="model")[self.kind]
+        origin = dict(better="annotated", up=approved, down="model").get(self.kind, d.origin)
         response = self.text or d.response
         if (response, origin) == (d.response, d.origin):
             return d
