@@ -576,7 +576,7 @@ def write_readme_month() -> str:
     return (
         "People don't live in that order. In [a simulated month](experiments/81_month.ipynb) with a first week without "
         "corrections, changed wishes and facts that end, a form is where it belongs in "
-        f"{write('current')} of the replies (in brackets: commit {BEFORE}), and {write('right')} of the questions about "
+        f"{write('current')} of the replies (in brackets: {BEFORE}), and {write('right')} of the questions about "
         f"facts get the right ones. The median person would complain on {days}, mostly about forms in the wrong place. "
         "Our bar was 3, and it is missed."
     )
