@@ -687,3 +687,18 @@ def test_a_text_without_a_visible_letter_is_one_line_and_changes_nothing(model, 
                 call()
             assert len(str(raised.value).splitlines()) == 1
         assert len(session.me.archive.events) == count and len(session.turns) == 1
+
+
+def test_the_line_after_a_correction_says_where_the_gate_applies_it(model, monkeypatch):
+    monkeypatch.setenv("PERSONAL_LLM_ENCODER", "use-multilingual-v3")
+    session = open_chat(model)
+    places = []
+    for prompt in ("How do I make pancakes?", "Write to my landlord."):
+        session.open_talk()
+        say(session, prompt)
+        id = session.me.state.root(session.turns[0])
+        session.react("better", "In short: yes.", id=id)
+        places.append(session.scoping.find_place([id], ""))
+        assert session.scoping.describe_scope([id], "").startswith(f"Applies to {places[-1]}: ")
+    assert places == ["similar prompts", "nearly all prompts, since your corrections share no subject"]
+    assert session.scoping.find_place([id], "here") == "this subject only"

@@ -295,6 +295,14 @@ class Scoping:
         self.subject = ids
         return self.describe_scope(ids, scope)
 
+    def find_place(self, ids: list, scope: str) -> str:  # ids: of dialogues
+        "Return where corrections apply, in words, as the gate would judge."
+        if not scope and {*ids} <= self.me.state.plain:
+            return "similar prompts, against your other corrections"
+        if not scope and self.me.memory.applies_widely(self.me.state):
+            return "nearly all prompts, since your corrections share no subject"
+        return SCOPES[scope].place
+
     def describe_scope(self, ids: list, scope: str) -> str:  # ids: of dialogues
         "Return a line about where corrections apply."
         prompts = self.me.state.quote_prompts(ids)
@@ -302,7 +310,7 @@ class Scoping:
             line = f"Counts against your corrections, since you took their form out: {prompts}"
             return line + "; those for all replies still apply" * ("everywhere" in self.me.state.scopes.values())
         noun = "your corrections of" if len(ids) > 1 else "your correction of"
-        return translate(self.me.state, f"Applies to {SCOPES[scope].place}: {noun} {prompts}")
+        return translate(self.me.state, f"Applies to {self.find_place(ids, scope)}: {noun} {prompts}")
 
     def describe_scopes(self, ids: list) -> str:  # ids: of dialogues
         "Return a sentence for each place where corrections apply now."

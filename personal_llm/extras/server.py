@@ -517,7 +517,7 @@ def react(session: ChatSession, wanted: Change) -> dict:
     "Take a reaction to a reply, or a standing instruction; return its kind as stored, and where it applies."
     subject = wanted.number if wanted.kind == "always" else wanted.id
     stored = session.react(wanted.kind, wanted.text, subject, wanted.scope)
-    return dict(kind=stored.kind, place=SCOPES[stored.scope].place)
+    return dict(kind=stored.kind, place=session.scoping.find_place([stored.target], stored.scope))
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvtable1
 READS = dict(talks=list_talks, known=list_known, status=describe_status, export=export_talk)
