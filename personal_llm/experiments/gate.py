@@ -653,8 +653,8 @@ def splice_choices(rule: str, state="start", condition: str = "always", people: 
 README_ROWS = {  # label -> (rule, state); state: "start", or the probability of taking a misplaced form out, after 400
     "the three corrections in every prompt": ("always", "start"),
     "a fixed similarity threshold": ("threshold", "start"),
-    "the gate, on the first day": ("gate, w .25", "start"),
-    "the gate, after 400 other dialogues": ("gate, w .25", 0.0),
+    "the gate, on the first day": (PACKAGE, "start"),
+    "the gate, after 400 other dialogues": (PACKAGE, 0.0),
 }
 
 
@@ -676,7 +676,7 @@ def write_readme_answer() -> str:
     replies = read_replies()
     people = list_able("one subject")
     told = [name for name in people if (name, "instruction") in replies and (name, "written") in replies]
-    rules = dict(always="gate, w .25", instruction="always")  # condition -> rule
+    rules = dict(always=PACKAGE, instruction="always")  # condition -> rule
     scores = {c: [score(name, rule, "start", c) for name in told] for c, rule in rules.items()}
 
     def mean(condition: str, metric: str) -> str:
