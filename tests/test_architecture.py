@@ -91,6 +91,18 @@ def test_there_is_no_circle_and_no_chapter_imports_a_later_one():
     assert forward(arrows_of_the_package(), ORDER) == []
 
 
+def test_the_picture_draws_the_imports_of_the_acts():
+    "Each arrow is an import, and each import is an arrow or follows from others."
+    pairs = {(act(name), act(to)) for name, to in arrows_of_the_package()}
+    pairs = {pair for pair in pairs if {*pair} <= {*ACTS} and pair[0] != pair[1]}
+    text = (ROOT / "nbs" / "images" / "diagrams" / "imports.dot").read_text("utf-8")
+    drawn = set(re.findall(r"(\w+) -> (\w+)", text))
+    reached = set(drawn)
+    for _ in ACTS:
+        reached |= {(one, last) for one, other in reached for first, last in drawn if first == other}
+    assert drawn <= pairs <= reached
+
+
 def test_only_entry_points_lead_to_the_extras():
     assert [pair for pair in arrows_of_the_package() if act(pair[1]) == "extras" and act(pair[0]) in ACTS[:-1]] == []
 

@@ -190,6 +190,8 @@ def test_of_a_reply_only_the_first_words_are_compared():
     assert not contradiction(saved, "In short: Vaccines are medicines that prevent.\n", words)
     assert contradiction(saved, "In short: Vaccines are medicines that prevent.\n")
     assert contradiction(saved, "A vaccine is a medicine.\n", words) and contradiction(saved, "", words)
+    lines = "lines, what it generates was trained"
+    assert not contradiction(saved, "In other words.\n", lines) and contradiction(saved, "In\nshort\n", lines)
 
 
 def test_most_saved_outputs_are_compared_whole_and_the_rest_says_why():
@@ -204,7 +206,7 @@ def test_most_saved_outputs_are_compared_whole_and_the_rest_says_why():
             if not cell or not cell.has_code or "slow" in cell.directives:
                 continue
             if reason := cell.directives.get("varies"):
-                assert re.match(r"(numbers|words), (\S+ ){2,}\S+$", reason), f"{cell.filename}: {reason}"
+                assert re.match(r"(numbers|words|lines), (\S+ ){2,}\S+$", reason), f"{cell.filename}: {reason}"
                 assert saved_text(cell.outputs).strip(), f"{cell.filename} prints nothing that could vary"
                 varies.append(cell.filename)
             else:

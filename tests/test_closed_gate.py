@@ -107,10 +107,10 @@ def test_a_reply_that_could_use_no_correction_is_no_evidence():
 def test_an_adapter_that_stays_closed_while_a_correction_applies_is_told_with_its_reason():
     me = teach(load_model("pocket"), 1)
     me.arrive(Dialogue("How many legs has a spider?", "It depends.", id="new", time=9.0, origin="model"), "talk")
-    me.react("new", "better", "Eight.", time=10.0, scope="everywhere")
+    me.react(me.state.newest("new"), "better", "Eight.", time=10.0, scope="everywhere")
     recalled = me.recall(Dialogue(OUTSIDE[0], ""))
     assert recalled.memories and recalled.adapter is None
-    applies, left, closed = recalled.reasons
+    applies, left, closed = map(str, recalled.reasons)
     assert applies == "1 correction applies: you said: all replies" and left.startswith("3 corrections don't apply: ")
     assert closed.startswith("your fine-tune doesn't apply: more similar to “What is the capital of Italy?”")
     me.close()

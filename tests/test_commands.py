@@ -23,6 +23,14 @@ from typed import fails, found, invoke, rows, snapshot, write
 BRIEF = ("--steps", 2, "--rank", 3, "--dropout", 0.1, "--capacity", 8, "--quiet")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_replies():
+    "Of eight tokens where they are measured: nothing here is about a whole one."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[find_adapter.__module__], "MEASURED_TOKENS", 8)
+        yield
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     "A folder with chats and the output of personalize."
@@ -50,7 +58,7 @@ def test_status_shows_numbers_and_no_text(home, capsys):
 
 
 def test_evaluate_takes_an_output_folder_and_an_adapter(home, capsys):
-    data = write(home / "few.jsonl", (home / "chats.jsonl").read_text().splitlines()[:3])
+    data = write(home / "few.jsonl", (home / "chats.jsonl").read_text().splitlines()[:2])
     first = found(capsys, "evaluate", "--data", data, "--adapter", home / "mine")
     assert invoke(capsys, "evaluate", "--data", data, "--adapter", home / "mine", "--quiet")[2] == ""
     second = found(capsys, "evaluate", "--data", data, "--adapter", find_adapter(home / "mine"), "--model", "pocket")
@@ -60,7 +68,7 @@ def test_evaluate_takes_an_output_folder_and_an_adapter(home, capsys):
     card = json.loads((adapter / "adapter.json").read_text())
     (adapter / "adapter.json").write_text(json.dumps(card | dict(parents=[*ids[:2], "another"])))
     words = ("evaluate", "--data", data, "--adapter", adapter, "--model", "pocket")
-    assert "trained on 2 of these dialogues" in invoke(capsys, *words)[1] and first["learned"] <= 3
+    assert "trained on 2 of these dialogues" in invoke(capsys, *words)[1] and first["learned"] <= 2
 
 
 def test_a_second_file_goes_on_and_the_same_one_is_refused(home, mine, capsys):
@@ -126,13 +134,19 @@ def test_chat_reads_a_pipe_and_goes_on(mine, capsys, monkeypatch):
     assert found(capsys, "status", "--out", mine)["stored"] == 55, "54 of the file, and one turn"
 
 
-def test_learn_trains_on_what_was_corrected(mine, capsys, monkeypatch):
+def test_learn_trains_on_what_was_corrected(tmp_path, capsys, monkeypatch):
+    me = tmp_path / "me"
     given = ("--steps", 2, "--learning-rate", 2e-3, "--batch-size", 1, "--max-length", 99)
-    assert found(capsys, "learn", "--out", mine, *given)["learned"] is False
-    monkeypatch.setattr(sys, "stdin", io.StringIO("What is tea?\n/better In short: a drink.\n"))
-    invoke(capsys, "chat", "--out", mine)
-    assert found(capsys, "learn", "--out", mine, *given)["learned"] is True
-    config = json.loads((find_adapter(mine) / "adapter.json").read_text())["config"]
+
+    def learn_after(talk: str, *more) -> bool:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(talk))
+        invoke(capsys, "chat", "--out", me)
+        return found(capsys, "learn", "--out", me, *given, *more)["learned"]
+
+    assert not learn_after("What is milk?\n")
+    assert learn_after("What is tea?\n/better In short: a drink.\n", "--rank", 3, "--dropout", 0.1)
+    assert learn_after("What is rain?\n/better In short: water.\n")
+    config = json.loads((find_adapter(me) / "adapter.json").read_text())["config"]
     assert [config[name.lstrip("-").replace("-", "_")] for name in given[::2]] == [*given[1::2]]
     assert (config["rank"], config["dropout"]) == (3, 0.1), "those of the first fine-tune"
 

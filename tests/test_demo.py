@@ -1,11 +1,12 @@
 "The demo: its stages, its file, and that a folder of a person stays."
 
 import json
+import threading
 
 from typed import fails, invoke
 
-from personal_llm.app.demo import DemoPerson, describe_person, run_demo
-from personal_llm.base.core import Dialogue
+from personal_llm.app.demo import DemoPerson, describe_person, load_ahead, run_demo
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.device.personalizer import Personalizer
 
@@ -44,6 +45,23 @@ def test_the_words_compare_with_the_replies_that_were_corrected():
     count = len(DemoPerson().wishes)
     assert f"({count} of {count}; the replies before 0 of {count})" in words[0] and me.model.cost.forward == 0
     assert describe_person(Personalizer(load_model("pocket"))) == ["no description: 0 own answers, 8 are needed"]
+
+
+def test_weights_that_cannot_be_loaded_ahead_are_no_error_yet():
+    "The first use tells; `load_ahead` runs in another thread."
+
+    class Damaged:
+        @property
+        def model(self):
+            looked.append(threading.current_thread() is threading.main_thread())
+            raise InputError("damaged", "get it again")
+
+    looked = []
+    load_ahead(Damaged())
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and thread.name.endswith("(load)"):
+            thread.join()
+    assert looked == [False]
 
 
 def test_what_was_shown_stays_when_it_is_stopped(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"Reactions: five kinds, what goes together, and the version that follows."
+"Reactions: three kinds, what goes together, and the version that follows."
 
 import pytest
 
@@ -12,10 +12,9 @@ from personal_llm.memory.feedback import Reaction
         (dict(kind="better", text=" \n"), "better: no text"),
         (dict(kind="down", text=3), "down: the text is 3"),
         (dict(kind="down", text="No."), "down: it takes no text"),
-        (dict(kind="scope", text="No."), "scope: it takes no text"),
         (dict(kind="up", scope="here"), "up: it takes no scope"),
-        (dict(kind="always", text="Be brief.", scope="here"), "always: it takes no scope"),
         (dict(kind="better", text="Yes.", scope="today"), "the scope is 'today'"),
+        (dict(kind="scope"), "the kind of reaction is 'scope'"),
         (dict(kind="star"), "the kind of reaction is 'star'"),
         (dict(kind="down", time="now"), "down: the time is 'now'"),
         (dict(kind="down", target=""), "down: the target is ''"),

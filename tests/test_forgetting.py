@@ -570,7 +570,7 @@ def act(session, name, text, number):
     elif name == "earlier" and len(session.turns) > 1:  # a reply that a later one has read
         session.react("better", "As I say.", session.turns[-2].id)
     elif name == "always":
-        session.react("always", text)
+        session.instruct(text)
     elif name == "talk":
         session.open_talk()
     elif name == "undo" and session.me.state.acts:

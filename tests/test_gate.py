@@ -197,6 +197,18 @@ def test_the_persons_word_wins(vectors):
     assert ask(mixed, "80 q", vectors, general).answers == mixed.answers, "each group for itself"
 
 
+def test_here_too_supports_and_is_no_example(vectors):
+    evidence = Evidence(answers=said(0, 10, time=5.0), left_alone=said(60, 62))
+    assert not ask(evidence, "61 prompt", vectors).is_open
+    wanted = Evidence(answers=evidence.answers, wanted=tuple(replace(d, origin="model") for d in said(60)))
+    verdict = ask(wanted, "61 prompt", vectors)
+    assert verdict.answers == evidence.answers and verdict.is_open
+    assert verdict.reason == "similar to “60 words”, where you wanted them, too"
+    assert ask(wanted, "1 prompt", vectors).reason == "similar to “0 words”, which you corrected"
+    assert not ask(Evidence(wanted=wanted.wanted), "61 prompt", vectors).is_open, "nothing was taught"
+    assert not ask(replace(wanted, plain=said(61)), "61 prompt", vectors).is_open, "a nearer prompt said: not here"
+
+
 def test_parts_with_reasons_of_their_own_are_named(vectors):
     evidence = Evidence(said(0, 5), here=said(170), everywhere=said(90), left_alone=said(60))
     general = General(vectors.embed(["85 general"]))

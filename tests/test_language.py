@@ -1,14 +1,15 @@
 "One choice of a language changes what every chapter takes for a word, a sentence and an ending."
 
+import re
+from string import Formatter
+
 import numpy as np
 import pytest
 
 from personal_llm.base.core import InputError
+from personal_llm.base.notes import SENTENCES, Note, note_date
 from personal_llm.base.text import ENGLISH, LANGUAGES, Language, describe_copy, get_language, get_words
-from personal_llm.base.text import set_language, split_sentences
-from personal_llm.base.text import find_language
-from personal_llm.memory.statements import NOT_COVERED, NOT_KEPT, NOTES, WISHES, translate_note
-from personal_llm.memory.feedback import SCOPES
+from personal_llm.base.text import find_language, set_language, split_sentences
 from personal_llm.explanation.habits import find_frames, find_habits, strip_frame
 from personal_llm.extras.style import STYLOMETRIC_FEATURES, stylometry, truncate_words
 
@@ -92,27 +93,48 @@ def test_the_language_of_a_message_is_known_by_its_frequent_words(language):
     assert find_language(["Mitt namn", "“Wie heißt du und wo wohnst du?”", ""]) == ""
 
 
-NOTES_OF_THE_CHAT = ["kept: {}", NOT_KEPT.replace("4", "{}"), *WISHES.values()]
-NOTES_OF_THE_CHAT += [
-    f"Applies to {scope.place}: your {noun} of {{}}"
-    for scope in SCOPES.values()
-    for noun in ("correction", "corrections")
-]
-NOTES_OF_THE_CHAT += ["taken back: your reaction to the reply to {}", "taken back: your instruction {}"]
-NOTES_OF_THE_CHAT += ["taken back: your correction of {}"]
-NOTES_OF_THE_CHAT += [
-    "taken back: “{}”",
-    "taken back: your correction of {}; your earlier one holds again",
-    "noted, about the reply to {}",
-]
-NOTES_OF_THE_CHAT += ["Applies to all replies; /always lists what you said, /drop N ends a line"]
+def list_fields(sentence) -> set:  # a text, or a dictionary of forms
+    texts = sentence.values() if isinstance(sentence, dict) else [sentence]
+    return {name for text in texts for _, name, _, _ in Formatter().parse(text) if name}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_each_language_has_each_note_with_the_same_fields(language):
+    assert SENTENCES[language].keys() == SENTENCES["english"].keys()
+    for name, english in SENTENCES["english"].items():
+        sentence = SENTENCES[language][name]
+        assert list_fields(sentence) == list_fields(english), name
+        assert isinstance(sentence, dict) == isinstance(english, dict), name
+        if isinstance(sentence, dict):
+            assert ("other" in sentence) == ("other" in english) and "1" in sentence, name
+
+
+TEXT = "a {0} b"
+ENGLISH_WORDS = re.compile(
+    r"\b(the|your|you|replies?|applies|apply|of|to|and|is|it|this|that|which|again|corrected)\b", re.I
+)
+INSIDE = Note("similar_to", prompt=TEXT)
 
 
 @pytest.mark.parametrize("language", [name for name in SAID if name != "english"])
-def test_each_note_of_the_chat_is_translated_and_keeps_its_texts(language):
-    assert {*NOTES[language]["lines"]} == {*NOTES_OF_THE_CHAT}
-    for line in NOTES_OF_THE_CHAT:
-        said = line.format("“a {0} b”")
-        other = translate_note(said, [SAID[language]])
-        assert other != said and other.count("a {0} b") == line.count("{}"), line
-    assert translate_note(NOT_COVERED, [SAID[language]]) == NOT_COVERED, "in English where a line is not known"
+@pytest.mark.parametrize("name", sorted(SENTENCES["english"].keys() - {"quotes"}))
+def test_a_note_in_another_language_has_no_english_rest_and_keeps_its_texts(name, language):
+    english = SENTENCES["english"][name]
+    inner = dict(reason=INSIDE, parts=(INSIDE, INSIDE), scope=Note("scope_here"), days=(note_date(1.78e9),))
+    inner |= dict(month=Note("month", count=5), count=1)
+    fields = {field: inner.get(field, TEXT) for field in list_fields(english) | {"count"}}
+    counts = (1, 2) if isinstance(english, dict) and "other" in english else (1,)
+    for count in counts:
+        note = Note(name, **fields | dict(count=count))
+        said = note.say(language)
+        assert said.count(TEXT) == str(note).count(TEXT), "the person's words stay"
+        words = ENGLISH_WORDS.findall(said.replace(TEXT, ""))
+        assert not words and (said != str(note) or name in ("line", "sentences", "date", "month")), said
+
+
+def test_a_line_is_said_in_english_whole_where_a_language_lacks_a_part(monkeypatch):
+    monkeypatch.delitem(SENTENCES["german"], "already_learned")
+    what = Note("act_correction", prompts=("Tee?",))
+    whole = Note("taken_back", parts=(what, Note("already_learned")))
+    assert whole.say("german") == str(whole) != Note("taken_back", parts=(what,)).say("german")
+    assert Note("kept", text="x").say("klingon") == Note("kept", text="x").say("") == "kept: x"

@@ -169,7 +169,7 @@ def test_a_reply_says_that_it_uses_corrections_and_why_and_what_is_not_trained_i
     page.press("Correct")
     page.find("form.editor textarea").send_keys("Dear friend, rest today.")
     page.press("Save the correction")
-    page.until(lambda: page.find("#said").text == "Correction saved. It applies to similar prompts.")
+    page.until(lambda: page.find("#said").text.startswith("Applies to similar prompts: your correction of"))
     page.until(lambda: page.texts("#turns .kind") == ["Your text"])
     page.press("New chat")
     page.until(lambda: not page.texts("#turns > li"))
@@ -184,8 +184,8 @@ def test_a_reply_says_that_it_uses_corrections_and_why_and_what_is_not_trained_i
     page.until(lambda: page.texts("#turns .mark") == ["You did not like this reply"])
     page.say("Something else.")
     page.press("Undo …")
-    page.press("Undo: “Bad reply” to “My knee hurts today.”")
-    page.until(lambda: "Taken back: your reaction" in page.find("#note").text and not page.texts("#turns .mark"))
+    page.press("Undo: your thumbs-down for the reply to “My knee hurts today.”")
+    page.until(lambda: "Taken back: your thumbs-down" in page.find("#note").text and not page.texts("#turns .mark"))
     page.browser.refresh()
     page.until(
         lambda: page.texts("#turns .uses")[:1] == ["Uses your corrections – the nearest are of “My knee hurts.”"]

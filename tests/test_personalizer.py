@@ -110,7 +110,7 @@ def test_the_replys_own_text_is_an_approval_and_a_repeated_correction_stays_one(
         assert me.react(STREAM[0], "better", text).kind == kind == me.state.reactions[STREAM[0].id].kind
         newest = me.state.newest(STREAM[0].id)
         assert (newest.response, newest.origin) == (text, "approved" if kind == "up" else "annotated")
-    assert me.react(None, "always", "Be brief.").kind == "always"
+    me.instruct("Be brief.")
 
 
 def test_a_corrected_dialogue_that_was_discarded_gets_another_chance(model):
@@ -128,21 +128,18 @@ ODD = ["unknown", "", None, 7, ["a"], {}]
 @pytest.mark.parametrize(
     "call, line",
     [
-        (lambda me: me.react(STREAM[0].id, "better", ""), "better: no text"),
-        (lambda me: me.react(STREAM[0].id, "up", "yes"), "up: it takes no text"),
-        (lambda me: me.react([STREAM[0].id], "scope", scope="here"), "this reply was not corrected"),
-        (lambda me: me.react(None, "always", "word " * 2000), "240 are the most"),
-        (lambda me: me.react(None, "always", "Be brief.", scope="here"), "takes no scope"),
+        (lambda me: me.react(STREAM[0], "better", ""), "better: no text"),
+        (lambda me: me.react(STREAM[0], "up", "yes"), "up: it takes no text"),
+        (lambda me: me.scope([STREAM[0]], "here"), "this reply was not corrected"),
+        (lambda me: me.instruct("word " * 2000), "the limit is 240"),
+        (lambda me: me.react(STREAM[0], "up", scope="here"), "takes no scope"),
         (lambda me: me.reply("Is 9 a prime number?", max_tokens=-1), "max_tokens is -1"),
         (lambda me: me.undo(), "nothing to take back"),
         *((lambda me, odd=odd: me.forget([odd]), None) for odd in ODD),
         *((lambda me, odd=odd: me.react(odd, "up"), None) for odd in ODD),
-        *((lambda me, odd=odd: me.react([odd], "scope", scope="here"), None) for odd in ODD),
-        *((lambda me, odd=odd: me.react(odd, "always", "x"), None) for odd in [*ODD[:2], *ODD[3:], STREAM[1]]),
-        *(
-            (lambda me, odd=odd: me.react(None, "always", "x", odd), "time")
-            for odd in (None, "today", float("nan"), True)
-        ),
+        *((lambda me, odd=odd: me.scope([odd], "here"), None) for odd in ODD),
+        *((lambda me, odd=odd: me.instruct("x", odd), None) for odd in [*ODD, STREAM[1]]),
+        *((lambda me, odd=odd: me.instruct("x", 0, odd), "time") for odd in (None, "today", float("nan"), True)),
     ],
 )
 def test_what_is_impossible_is_one_line_without_your_text_and_changes_nothing(model, call, line):
@@ -161,17 +158,17 @@ def test_what_is_impossible_is_one_line_without_your_text_and_changes_nothing(mo
 @pytest.mark.parametrize("memories", [6, 0])
 def test_every_reply_reads_the_instructions_until_they_are_taken_back(model, tmp_path, memories):
     me = make(model, tmp_path, memories=memories)
-    me.react(None, "always", " Two bullets, please. ", -1.0)
+    me.instruct(" Two bullets, please. ", time=-1.0)
     me.close()
     again = make(model, tmp_path, memories=memories)
     question = Dialogue("Is 9 a prime number?", "", [("system", "Be kind.")])
     assert again.recall(question).dialogue.prompt == "Is 9 a prime number?\n(Two bullets, please.)"
-    again.react(1, "always", "Three bullets.")
+    again.instruct("Three bullets.", 1)
     assert again.recall(question).dialogue.prompt.endswith("(Three bullets.)")
-    again.react(1, "always", "")
+    again.instruct("", 1)
     assert again.state.instructions == {} and again.recall(question).dialogue.history == question.history
     with pytest.raises(InputError, match="there are none"):
-        again.react(1, "always", "Four bullets.")
+        again.instruct("Four bullets.", 1)
     assert again.forget(text="bullets").lines[:2] == (
         "standing instruction: Two bullets, please.",
         "standing instruction: Three bullets.",
@@ -334,7 +331,7 @@ def test_another_model_takes_the_memory_along_and_leaves_the_adapter(model, tmp_
     me = make(model, tmp_path, policy="fifo")
     me.observe_all(STREAM[:3], progress=False)
     me.react(STREAM[0], "better", "In short: no.", scope="everywhere")
-    me.react(None, "always", "Be brief.")
+    me.instruct("Be brief.")
     me.finetune(progress=False)
     evidence = get_evidence(me.state)
     me.close()
@@ -379,7 +376,7 @@ def test_a_kill_inside_a_fine_tune_loses_nothing_and_leaves_no_half_adapter(mode
     me = make(model, before)
     me.observe_all(STREAM[:3], progress=False)
     me.react(STREAM[0], "better", "In short: no.")
-    me.react(None, "always", "Be brief.")
+    me.instruct("Be brief.")
     me.finetune(progress=False)
     me.react(STREAM[1], "better", "In short: yes.")
     known = (list_answered(me.state), me.state.instructions, me.buffer.dialogues)
@@ -409,13 +406,13 @@ def test_a_word_that_is_taken_back_counts_no_more(model):
     for dialogue in STREAM[:3]:
         me.react(dialogue, "better", f"In short: {dialogue.prompt}")
     ids = [dialogue.id for dialogue in STREAM[:3]]
-    me.react(ids, "scope", scope="everywhere")
+    me.scope(STREAM[:3], "everywhere")
     assert len(get_evidence(me.state).everywhere) == 3
-    assert me.undo() == "taken back: “All replies”" and len(get_evidence(me.state).answers) == 3
-    assert STREAM[2].prompt in me.undo() and len(get_evidence(me.state).answers) == 2
+    assert str(me.undo()).startswith("taken back: “All replies” for “") and len(get_evidence(me.state).answers) == 3
+    assert STREAM[2].prompt in str(me.undo()) and len(get_evidence(me.state).answers) == 2
     assert me.state.newest(ids[2]).response == STREAM[2].response
-    me.react(None, "always", "Be brief.")
-    assert "Be brief." in me.undo() and not me.state.instructions
+    me.instruct("Be brief.")
+    assert "Be brief." in str(me.undo()) and not me.state.instructions
 
 
 def test_a_fine_tune_learns_all_answers_also_those_that_left_the_buffer(model):
@@ -425,21 +422,21 @@ def test_a_fine_tune_learns_all_answers_also_those_that_left_the_buffer(model):
         me.react(dialogue, "better", f"In short: {dialogue.prompt}")
     me.finetune(progress=False)
     assert len(me.rounds[0].learned) == 4 and list_unlearned(me.state) == []
-    assert "/unlearn takes that back" in me.undo()
+    assert "/unlearn takes that back" in str(me.undo())
 
 
 def test_a_long_instruction_can_be_changed(model):
     me = make(model)
-    for number in (None, 1):  # two of them would be too long
-        me.react(number, "always", "Be brief. " * 40)
+    for number in (0, 1):  # two of them would be too long
+        me.instruct("Be brief. " * 40, number)
     assert [*me.state.instructions] == [1]
 
 
 def test_the_number_of_an_instruction_is_never_used_again(model):
     me = make(model)
-    me.react(None, "always", "Mention zebras.")
+    me.instruct("Mention zebras.")
     me.undo()
-    me.react(None, "always", "Be brief.")
+    me.instruct("Be brief.")
     assert [*me.state.instructions] == [2]
     assert me.forget(text="zebras").words and [*me.state.instructions] == [2]
 
@@ -449,7 +446,7 @@ def test_what_is_observed_once_more_keeps_what_became_of_it(model, tmp_path, is_
     me = make(model, tmp_path)
     me.observe_all(STREAM[:2], progress=False)
     me.react(STREAM[0], "better", "In short: no.")
-    me.react(STREAM[0], "scope", scope="everywhere")
+    me.scope(STREAM[:1], "everywhere")
     if is_learned:
         me.finetune(progress=False)
     me.close()

@@ -256,7 +256,7 @@ def test_a_whole_day(tmp_path):
         assert [turn["reply"] for turn in shown["turns"]][0] == BETTER
         assert [turn["reaction"] for turn in shown["turns"]] == ["better", "up"]
         assert [turn["is_own"] for turn in shown["turns"]] == [True, False]
-        assert ask("GET", "/me/status")[1]["undo"] == "“Good reply” to “What shall I cook?”"
+        assert ask("GET", "/me/status")[1]["undo"] == "your thumbs-up for the reply to “What shall I cook?”"
         rows = ask("GET", f"/me/export?talk={first['talk']}")[1]["rows"]
         saved = [Dialogue.from_dict(row) for row in rows]
         assert (saved[0].prompt, saved[0].response, len(saved)) == ("My knee hurts.", BETTER, 2)
@@ -274,7 +274,7 @@ def test_a_whole_day(tmp_path):
         assert [row["prompt"] for row in known["statements"]] == ["I have a dog, Biscuit.", "My knee hurts."]
         assert ask("POST", "/me/react", dict(kind="always", text=f"In short, as in {SECRET}."))[0] == 200
         assert ask("GET", "/me/known")[1]["instructions"][0]["text"] == f"In short, as in {SECRET}."
-        assert ask("GET", "/me/status")[1]["undo"] == "your last instruction"
+        assert ask("GET", "/me/status")[1]["undo"].startswith("your instruction “In short, as in")
         assert ask("GET", "/me/status")[1]["unlearned"] == 2
         ask("POST", "/me/react", dict(id=first["id"], kind="up"))
         assert ask("GET", f"/me/talks?talk={first['talk']}")[1]["turns"][0]["is_own"], "a liked correction is still one"
@@ -327,6 +327,40 @@ def test_a_reply_that_came_later_in_the_talk_may_stay_and_one_that_was_forgotten
     assert complete(served, "What is tea?", talk=talk, replaces=ids[0])["me"]["id"] == ids[0]
     assert [d.prompt for d in served.session.turns if d.response] == ["What is tea?", "Tell me a joke."]
     assert served.session.me.state.pending.count(ids[0]) == 1
+
+
+def test_not_here_and_here_too_are_corrections_of_the_gate(served):
+    def say(text, **fields):
+        me = complete(served, text, **fields)["me"]
+        (turn,) = [
+            one for one in served.ask("GET", f"/me/talks?talk={me['talk']}")[1]["turns"] if one["id"] == me["id"]
+        ]
+        return me, turn["is_corrected"]
+
+    served.ask("POST", "/me/react", dict(id=complete(served, talk="")["me"]["id"], kind="better", text=BETTER))
+    for text, kind, label in (
+        ("My knee hurts again.", "not_here", "Not here"),
+        ("What is tea?", "here_too", "Here, too"),
+    ):
+        me, is_used = say(text, talk="")
+        assert is_used == (kind == "not_here")
+        told = served.ask("POST", "/me/react", dict(id=me["id"], kind=kind))[1]["message"]
+        assert told.startswith("your corrections") and text in told
+        again, is_used_now = say(text, talk=me["talk"], replaces=me["id"])
+        assert is_used_now != is_used and text in again["reasons"][0]
+        assert served.ask("GET", "/me/status")[1]["undo"] == f"“{label}” for “{text}”"
+        assert label in served.ask("POST", "/me/take_back", {})[1]["message"]
+        assert say(text, talk="")[1] == is_used, "as before"
+    assert [row["prompt"] for row in served.ask("GET", "/me/known")[1]["answers"]] == ["My knee hurts."], "no example"
+
+
+def test_the_newer_word_about_a_place_wins(served):
+    served.ask("POST", "/me/react", dict(id=complete(served, talk="")["me"]["id"], kind="better", text=BETTER))
+    me = complete(served, "My knee hurts again.", talk="")["me"]
+    for kind, is_used in (("not_here", False), ("here_too", True), ("not_here", False)):
+        served.ask("POST", "/me/react", dict(id=me["id"], kind=kind))
+        me = complete(served, "My knee hurts again.", talk=me["talk"], replaces=me["id"])["me"]
+        assert served.ask("GET", f"/me/talks?talk={me['talk']}")[1]["turns"][-1]["is_corrected"] == is_used
 
 
 def read_all(running) -> dict:
@@ -461,8 +495,14 @@ def test_learning_goes_on_in_the_background_and_the_reply_uses_it(tmp_path):
         assert ask("POST", "/me/learn")[1]["message"]
         assert ask("POST", "/me/learn")[0] == 400, "one at a time"
         assert complete(running, "How are you?")["choices"][0]["message"]["content"]
-        status = until(lambda: (s := ask("GET", "/me/status")[1]) and not s["is_learning"] and s)
+        told = []
+        status = until(
+            lambda: (s := ask("GET", "/me/status")[1], told.extend(s["messages"])) and not s["is_learning"] and s
+        )
         assert status["finetunes"] == 1 and status["unlearned"] == 0 and status["seconds"] > 0, status
+        learned = [line for line in told if line.startswith("learned")]
+        assert learned == ["learned the replies you wanted to 2 messages, the newest “My back hurts.”"]
+        assert (status["way"], status["undo"]) == ("undo", "what was learned last")
         assert "fine-tune" in complete(running, "My knee hurts again.")["me"]["source"]
         assert ask("POST", "/me/undo")[0] == 200 and ask("GET", "/me/status")[1]["finetunes"] == 0
         assert ask("POST", "/me/learn")[0] == 200 and ask("POST", "/me/stop")[0] == 200

@@ -173,7 +173,8 @@ def test_another_fine_tune_in_the_folder_of_an_undone_one_has_not_learned_its_an
     state.record("tuned", **ROUND | dict(adapter="a0"))
     state.record("learned", "0", is_answer=True)
     state.record("undone")
-    assert not state.taught and not open_state(state.archive).taught
+    state.record("tuned", **ROUND | dict(adapter="a0"))
+    assert not state.rounds[0].is_taught and not open_state(state.archive).rounds[0].is_taught
 
 
 def test_an_answer_that_another_base_learned_is_not_learned_by_this_one():
@@ -330,7 +331,7 @@ def test_an_act_that_is_taken_back_leaves_no_trace_in_what_counts(acts):
 
 
 def test_a_new_scope_is_one_row(monkeypatch):
-    monkeypatch.setitem(SCOPES, "nowhere", Scope("in no reply", "noted: no reply reads it", group=""))
+    monkeypatch.setitem(SCOPES, "nowhere", Scope(group=""))
     state = open_new("fifo")
     tell(state, 0, id="0")
     state.record("reacted", "0", kind="better", text="Short.", scope="nowhere", asked=False, time=5.0)
@@ -463,6 +464,7 @@ def test_a_folder_made_by_an_earlier_state_of_the_package_opens_with_all_that_it
         everywhere=["In short: Shakespeare."],
         left_alone=["I'm glad you told"],  # later replies used corrections, which counted as left alone then
         plain=[],
+        wanted=[],
     )
     talks = [[state.newest(id).prompt for id in ids] for ids in state.list_talks().values()]
     assert [len(talk) for talk in talks] == [1, 1, 1, 1, 2, 1, 1]

@@ -67,7 +67,7 @@ KEPT = {  # a fact and a wish in each of the encoder's languages
 def test_facts_and_wishes_are_kept_in_sixteen_languages():
     kept = [list_own_sentences(message) == [message] for messages in KEPT.values() for message in messages]
     assert sum(kept) >= 31, "of 32, none of which the fit has seen"
-    told = [describe_wishes(wish) == [f"kept: {wish}"] for _, wish in KEPT.values()]
+    told = [list(map(str, describe_wishes(wish))) == [f"kept: {wish}"] for _, wish in KEPT.values()]
     assert sum(told) >= 15
 
 
@@ -272,7 +272,7 @@ def test_any_message_is_read(texts):
     ],
 )
 def test_a_wish_that_is_not_done_is_answered_with_what_to_do(message, words):
-    assert any(words in line for line in describe_wishes(message))
+    assert any(str(words) in str(line) for line in describe_wishes(message))
 
 
 @pytest.mark.parametrize(

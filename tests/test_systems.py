@@ -47,7 +47,7 @@ with ChatSession(model, Path(sys.argv[2]) / "Me", idle_seconds=1000.0) as sessio
     for text in ("What is a tendon?", "What is a muscle?"):
         assert "".join(session.say(text))
         session.react("better", f"In short: it moves. {text}")
-    session.react("always", "Be short.")
+    session.instruct("Be short.")
     session.work.learn()
     session.work.finish_learning()
     assert len(session.me.rounds) == 1, session.pop_messages()

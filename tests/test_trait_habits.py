@@ -65,7 +65,7 @@ def test_a_card_asks_about_words_with_braces():
     corrections = [Dialogue(f"Tell {n}", "{x} {} is {n}.".replace("n", str(n)), id=f"v{n}") for n in range(3)]
     replies = {d.id: "It is so." for d in corrections}
     (row,) = (row for row in make_card(corrections, replies, {}) if "opens" in row.label)
-    assert row.question == "You opened 3 answers with “{x} {} is”. Where does that apply?"
+    assert str(row.question) == "You opened 3 answers with “{x} {} is”. Where does that apply?"
     assert str(row).startswith("opens with “{x} {} is” (3 of 3; the replies before 0 of 3): ")
 
 

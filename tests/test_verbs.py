@@ -73,12 +73,17 @@ def do(session, verb, number):  # number: what it is done to, or with
         case "talk":
             session.open_talk()
         case "better" | "up" | "down" if ids:
-            me.react(pick(ids, number), verb, f"In short: {number % 3}." if verb == "better" else "", 2e9 + number)
+            me.react(
+                me.state.newest(pick(ids, number)),
+                verb,
+                f"In short: {number % 3}." if verb == "better" else "",
+                2e9 + number,
+            )
         case "scope" if ids:
             session.scoping.scope_correction(pick(SCOPES, number), pick(ids, number))
         case "always":
             known = [*me.state.instructions]
-            me.react(pick(known, number) if known and number % 2 else None, "always", f"Be {number}.", 2e9 + number)
+            me.instruct(f"Be {number}.", pick(known, number) if known and number % 2 else 0, 2e9 + number)
         case "undo":
             session.undo()
         case "settle":

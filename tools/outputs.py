@@ -4,13 +4,14 @@ Numbers may differ by 2 % or by one in their last digit, integers below 50 not a
 aren't compared, and neither are pictures. A cell says itself if more depends on the processor, and why:
 
     #| varies: numbers, a model is trained here      the words between the numbers are compared still
-    #| varies: words, a model generates here         the first words of each line are compared still
+    #| varies: words, a model generates here         the first six words of each line are compared still
+    #| varies: lines, what it generates was trained  the first word of each line is compared still
 """
 
 import re
 from itertools import zip_longest
 
-WORDS = 6  # of a line that a model writes: its later words depend on the processor
+WORDS = dict(words=6, lines=1)  # kind of what varies -> words of each line that are compared
 TOLERANCE = 0.02
 ROUNDING = 1e-6  # differences below are those of arithmetic
 
@@ -63,8 +64,8 @@ def contradiction(outputs: list, printed: str, varies: str = "") -> str:
     `varies`: what the cell's directive says.
     """
     ours, theirs = ([line for line in text.splitlines() if line.strip()] for text in (saved_text(outputs), printed))
-    if varies.startswith("words"):
-        ours, theirs = ([" ".join(line.split()[:WORDS]) for line in lines] for lines in (ours, theirs))
+    if kept := WORDS.get(varies.partition(",")[0]):
+        ours, theirs = ([" ".join(line.split()[:kept]) for line in lines] for lines in (ours, theirs))
     if agree("\n".join(ours), "\n".join(theirs), varies):
         return ""
     pairs = [pair for pair in zip_longest(ours, theirs, fillvalue="(nothing)") if not agree(*pair, varies)]

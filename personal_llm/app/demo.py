@@ -8,11 +8,12 @@ __all__ = ['STAGES', 'DEMO_STEPS', 'DemoPerson', 'run_demo']
 # %% ../../nbs/8_app/03_demo.ipynb #777d5a90
 import json
 import textwrap
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
-from ..base.core import Dialogue
+from ..base.core import Dialogue, InputError
 from ..base.files import ASSETS, check_is_folder, write_json
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import count_nouns
@@ -53,6 +54,16 @@ PARTS = dict(habits="her subject", spill="subjects left alone", unseen="subjects
 def write_reply(model, dialogue: Dialogue) -> str:
     "Return a short reply of a model."
     return "".join(ReplyStream(model, dialogue, ReplyOptions(REPLY_TOKENS))).strip() or "(empty)"
+
+
+def load_ahead(model) -> None:
+    "Let PyTorch load the weights in another thread; a reply by llama.cpp leaves a core idle."
+
+    def load():
+        with suppress(InputError):  # it comes again at the first use
+            _ = model.model
+
+    threading.Thread(target=load, daemon=True).start()
 
 
 def answer_tests(me: Personalizer, person: DemoPerson, before: dict) -> dict:  # part -> {prompt: reply}
@@ -158,6 +169,7 @@ def run_demo(
         num_replies = num_tests + len(person.corrected) + len(person.left_alone)
         if progress:  # then replies to a third of the tests, those with the gate open
             announce(model, stream[0], num_replies + num_tests // 3, REPLY_TOKENS)
+        load_ahead(model)
         before = {}
         for part, prompts in person.tests.items():
             before[part] = {prompt: write_reply(model, Dialogue(prompt, "")) for prompt in prompts}

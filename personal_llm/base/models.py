@@ -293,6 +293,7 @@ def load_model(
 def note_truncation(model: Model, dialogue: Dialogue, sample: dict) -> dict:
     "Record how many tokens of a dialogue were left out, and return its sample."
     model.truncated.pop(dialogue.id, None)
+    model.left_out.pop(dialogue.id, None)
     if sample["num_truncated"]:
         model.truncated[dialogue.id] = sample["num_truncated"]
         model.left_out[dialogue.id] = len(dialogue.history) - sample.get("num_turns", 0)

@@ -7,6 +7,7 @@ __all__ = ['Note']
 
 # %% ../../nbs/0_base/12_notes.ipynb #nts00003
 from dataclasses import dataclass
+from datetime import datetime
 
 from personal_llm.base.files import ASSETS, read_json
 
@@ -62,6 +63,13 @@ class Note:
         sentence = SENTENCES[language][self.name]
         values = dict(self.fields)
         if isinstance(sentence, dict):
-            sentence = sentence.get(str(values["count"]), sentence["other"])
+            count = str(values["count"])
+            sentence = sentence[count if count in sentence else "other"]
         parts = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
         return sentence.format(**{name: Field(value, language) for name, value in parts.items()})
+
+# %% ../../nbs/0_base/12_notes.ipynb #nts00015
+def note_date(time: float) -> Note:  # time: in seconds since the epoch
+    "Return the date of a time, where this computer is."
+    date = datetime.fromtimestamp(time)
+    return Note("date", day=date.day, month=Note("month", count=date.month), year=date.year)

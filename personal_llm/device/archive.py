@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHIVE_FILE', 'APPLICATION_ID', 'VERSION', 'UNFINISHED', 'SCHEMA', 'ID_LISTS', 'Event', 'Archive', 'store_vectors',
-           'load_vectors', 'cut_history', 'drop_ids', 'delete_dialogues', 'purge', 'count_bytes', 'open_archive']
+           'store_said', 'load_vectors', 'cut_history', 'drop_ids', 'delete_dialogues', 'purge', 'count_bytes',
+           'open_archive']
 
 # %% ../../nbs/7_device/01_archive.ipynb #f459167a
 import json
@@ -167,6 +168,7 @@ class Archive:
         self.talks = {}  # id -> key of its talk: "" for a file, "client" for another program
         self.histories = {}  # id -> its history: ids of stored dialogues, and [role, text] of other turns
         self.exchanges = {}  # (prompt, response) -> id of the newest dialogue with these texts
+        self.said = {}  # id -> what `store_said` stored
         with report_damage(self.file):
             query = "SELECT id, talk, time, prompt, response, details FROM dialogues ORDER BY number"
             rows = self.connection.execute(query).fetchall()
@@ -174,6 +176,7 @@ class Archive:
             for id, talk, time, prompt, response, details in rows:
                 fields = json.loads(details)
                 items = fields.pop("history", [])
+                self.said[id] = fields.pop("said", None)
                 history = restore_history(items, texts)
                 self._note(Dialogue(prompt, response, history, id=id, time=time, **fields), talk, items)
             query = "SELECT number, kind, dialogue, content FROM events ORDER BY number"
@@ -232,10 +235,14 @@ class Archive:
             history = restore_history(items, {d.id: (d.prompt, d.response) for d in known})
             prompt, response = values[2:4]
             self._note(replace(dialogue, prompt=prompt, response=response, history=history), talk, items)
+            self.said.pop(dialogue.id, None)
         return dialogue.id
 
     def append(self, kind: str, dialogue: str = "", content: dict = None) -> Event:
         "Add an event with the next number."
+        if self.file is not None and not self.file.exists():  # SQLite would go on in a file that nobody sees
+            problem = f"{self.file}: moved or deleted while it was in use"
+            raise InputError(problem, "nothing of this was stored; close, and open it again")
         number = self.events[-1].number + 1 if self.events else 1
         event = Event(number, kind, dialogue, content or {})
         with self.transaction():
@@ -261,6 +268,15 @@ def store_vectors(archive: Archive, encoder: str, vectors: dict) -> None:  # id 
         for id, vector in vectors.items():
             values = (encoder, np.asarray(vector, "<f4").tobytes(), id)
             archive.execute("UPDATE dialogues SET encoder = ?, vector = ? WHERE id = ?", values)
+
+
+def store_said(archive: Archive, rows: dict) -> None:  # id -> plain JSON values
+    "Store what was found in the messages of dialogues in their rows, with which it is deleted."
+    query = "UPDATE dialogues SET details = json_set(details, '$.said', json(?)) WHERE id = ?"
+    with archive.transaction():
+        for id, row in rows.items():
+            archive.execute(query, (json.dumps(row), id))
+            archive.said[id] = row
 
 
 def load_vectors(archive: Archive, encoder: str) -> dict:  # id -> (width,) float32

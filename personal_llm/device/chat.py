@@ -14,17 +14,18 @@ from dataclasses import replace
 from itertools import islice
 
 from ..base.core import Dialogue, InputError, check
+from ..base.notes import Note, note_date, say
 from ..base.replies import ReplyOptions, ReplyStream
-from ..base.text import clean_text, clean_visible, count_nouns, format_date
-from ..memory.feedback import SCOPES, check_scope
+from ..base.text import clean_text, clean_visible, find_language, format_date
 from ..memory.gate import Verdict
-from ..memory.statements import NOT_COVERED, describe_wishes, translate_note
+from ..memory.retrieval import split_lost
+from ..memory.statements import NOT_COVERED, describe_wishes
 from .forgetting import ForgetPlan, drop_forgotten
 from .learning import FEWEST_ANSWERS
 from .recall import Recall
 from .personalizer import Personalizer, skip_question
 from .state import CLIENT, State
-from .evidence import find_habit_question, list_answered, list_corrected, list_habits
+from .evidence import PLACES, find_habit_question, list_answered, list_corrected, list_habits
 
 # %% ../../nbs/7_device/09_chat.ipynb #0849e30d
 def describe_error(error: BaseException) -> str:
@@ -81,7 +82,7 @@ class Background:
     def __init__(self, me: Personalizer, idle_seconds: float, messages: list):
         self.me = me
         self.idle_seconds = idle_seconds
-        self.messages = messages  # lines for the user, which this appends to
+        self.messages = messages  # `Note`s for the user, which this appends to
         self.scoring = None  # `BackgroundWork`
         self.learning = None  # `BackgroundWork`
         self.timer = None  # of the next scoring
@@ -113,18 +114,18 @@ class Background:
             try:
                 self.scoring = BackgroundWork(self.me.model, self.me.score_due)
             except BaseException as error:
-                self.messages.append(f"the last turns are not scored: {describe_error(error)}")
+                self.messages.append(Note("not_scored", error=describe_error(error)))
 
     def collect(self, waits: bool = False) -> None:
         "Take over the scores or the adapter of work that is complete; waits: for scores that are not."
         if self.scoring is not None and (waits or self.scoring.is_done):
             work = self.scoring
             self.scoring = None
-            self._take_over(work, self.me.settle, "the last turns are not scored: {}")
+            self._take_over(work, self.me.settle, "not_scored")
         if self.learning is not None and self.learning.is_done:
             self.finish_learning()
 
-    def _take_over(self, work: BackgroundWork, use, problem: str) -> None:
+    def _take_over(self, work: BackgroundWork, use, problem: str) -> None:  # problem: name of a note
         "Wait for work, and use its result; an error becomes a message."
         work.thread.join()
         error = work.error
@@ -134,9 +135,9 @@ class Background:
         except Exception as raised:
             error = raised
         if error is not None:
-            self.messages.append(problem.format(describe_error(error)))
+            self.messages.append(Note(problem, error=describe_error(error)))
 
-    def learn(self) -> str:  # a message for the user
+    def learn(self) -> Note:
         "Begin a fine-tune in the background; raise `InputError` if one is running, or nothing was corrected."
         self.cancel_timer()
         self.collect(waits=True)
@@ -145,11 +146,10 @@ class Background:
         if not list_answered(self.me.state):
             raise InputError("nothing to learn from yet: no reply was corrected", "correct a reply first")
         self.learning = BackgroundWork(self.me.model, self._train)
-        message = "learning in the background"
         missing = FEWEST_ANSWERS - len(list_answered(self.me.state))
-        if missing > 0:
-            message += f"; we measured fine-tunes with {missing} more answers, so look at the replies afterwards"
-        return message + "; the writer's model cannot read this adapter" * (not self.me.model.reads_adapters)
+        parts = [Note("learning")] + [Note("few_answers", count=missing)] * (missing > 0)
+        parts += [Note("writer_reads_no_adapter")] * (not self.me.model.reads_adapters)
+        return Note("line", parts=tuple(parts))
 
     def _train(self, model):  # a `PreparedRound`
         return self.me.train(progress=False, model=model)
@@ -160,13 +160,15 @@ class Background:
             work = self.learning
             work.thread.join()
             self.learning = None
-            self._take_over(work, self._commit, "learning failed: {}; all is as it was")
+            self._take_over(work, self._commit, "learning_failed")
 
     def _commit(self, prepared) -> None:
         self.me.commit(prepared)
         last = self.me.state.find_last_round()
-        remark = "; the loss rose, /unlearn undoes this" if last.best_loss > last.start_loss else ""
-        self.messages.append(f"learned: {last}{remark}")
+        newest = self.me.state.list_prompts([*last.learned][-1:])
+        parts = [Note("learned" if last.is_taught else "learned_kept", count=len(last.learned), prompts=newest)]
+        parts += [Note("loss_rose")] * (last.best_loss > last.start_loss)
+        self.messages.append(Note("line", parts=tuple(parts)))
 
     def stop_learning(self) -> None:
         "Stop a running fine-tune, so that your replies are as before; use one that is complete."
@@ -177,23 +179,22 @@ class Background:
             self.finish_learning()
             return
         self.learning = None
-        self.messages.append("learning was stopped; your replies are as before")
+        self.messages.append(Note("learning_stopped"))
 
-    def undo_learning(self) -> str:  # a message for the user
+    def undo_learning(self) -> Note:
         "Stop a running fine-tune, or use the adapter before the last one; raise `InputError` if there is none."
         self.collect()
         if self.learning is not None:
             self.stop_learning()
-            return "no fine-tune is running now; an earlier one stays"
+            return Note("none_running")
         self.me.undo_finetune()
-        return "the last fine-tune is undone; your answers stay"
+        return Note("learning_undone")
 
 # %% ../../nbs/7_device/09_chat.ipynb #cht0text
 QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have liked?"
 
 # %% ../../nbs/7_device/09_chat.ipynb #cht4talk
 NUM_TURNS = 6  # turns before a message that a reply reads
-OF_PROGRAM = "a program asks with a system prompt of its own; its header X-Personal-Memory: yes would let them apply"
 
 
 class Talk:
@@ -236,7 +237,7 @@ class Talk:
             new = Dialogue(prompt, "", given, time=time, origin="model")
             ids = [self.me.state.root(d) for d in turns] if history is None else None
             if given and given[0][0] == "system" and not is_person:
-                return new, Recall(new, verdict=Verdict(reasons=(OF_PROGRAM,)), is_silent=True), ids
+                return new, Recall(new, verdict=Verdict(reasons=(Note("of_program"),)), is_silent=True), ids
             return new, self.me.recall(new, rest), ids
 
     def store_message(self, prompt: str, time: float) -> str:  # its id
@@ -257,10 +258,10 @@ class Talk:
                 self.me.state.record("replaced", id, by=said.id)
 
 # %% ../../nbs/7_device/09_chat.ipynb #cht4scop
-def translate(state: State, line: str) -> str:
-    "Return a note in the language of the person's newest messages, if we have it in that."
+def tell(state: State, note) -> str:  # note: a `Note`, or a text as it is
+    "Return what a person is told, in the language of their newest messages if we have it in that."
     newest = (state.archive.dialogues[id].prompt for id in islice(reversed(state.own), NUM_TURNS))
-    return translate_note(line, newest)
+    return say(note, find_language(newest))
 
 
 class Scoping:
@@ -291,32 +292,27 @@ class Scoping:
 
     def _scope(self, ids: list, scope: str) -> str:
         ids = [self.me.state.find_root(id) for id in ids]
-        self.me.react(ids, "scope", scope=check_scope(scope), time=self.clock())
+        self.me.scope([self.me.state.newest(id) for id in ids], scope)
         self.subject = ids
-        return self.describe_scope(ids, scope)
+        return tell(self.me.state, self.describe_scope(ids, scope))
 
-    def find_place(self, ids: list, scope: str) -> str:  # ids: of dialogues
-        "Return where corrections apply, in words, as the gate would judge."
-        if not scope and {*ids} <= self.me.state.plain:
-            return "similar prompts, against your other corrections"
-        if not scope and self.me.memory.applies_widely(self.me.state):
-            return "nearly all prompts, since your corrections share no subject"
-        return SCOPES[scope].place
+    def describe_scope(self, ids: list, scope: str) -> Note:  # ids: of dialogues
+        "Say where corrections apply, or that they count against the others."
+        state = self.me.state
+        about = dict(count=len(ids), prompts=state.list_prompts(ids))
+        if not self.me.settings.memories:
+            return Note("not_used", **about)
+        if scope or not {*ids} <= state.plain:
+            is_wide = not scope and self.me.memory.applies_widely(state)
+            return Note(f"applies_{'widely' if is_wide else scope or 'auto'}", **about)
+        rest = [Note("everywhere_still_applies")] * ("everywhere" in state.scopes.values())
+        return Note("line", parts=(Note("counts_against", **about), *rest))
 
-    def describe_scope(self, ids: list, scope: str) -> str:  # ids: of dialogues
-        "Return a line about where corrections apply."
-        prompts = self.me.state.quote_prompts(ids)
-        if not scope and {*ids} <= self.me.state.plain:
-            line = f"Counts against your corrections, since you took their form out: {prompts}"
-            return line + "; those for all replies still apply" * ("everywhere" in self.me.state.scopes.values())
-        noun = "your corrections of" if len(ids) > 1 else "your correction of"
-        return translate(self.me.state, f"Applies to {self.find_place(ids, scope)}: {noun} {prompts}")
-
-    def describe_scopes(self, ids: list) -> str:  # ids: of dialogues
-        "Return a sentence for each place where corrections apply now."
+    def describe_scopes(self, ids: list) -> list[Note]:  # ids: of dialogues
+        "Say where corrections apply now, a note for each scope."
         scopes = {id: self.me.state.scopes.get(id, "") for id in ids}
         groups = [[id for id in ids if scopes[id] == scope] for scope in dict.fromkeys(scopes.values())]
-        return ". ".join(self.describe_scope(group, scopes[group[0]]) for group in groups)
+        return [self.describe_scope(group, scopes[group[0]]) for group in groups]
 
     def show_habit_question(self) -> str:  # "" if there is none that was not shown
         "Return the question about a habit, once; it counts as asked with its answer, or with the next message."
@@ -326,7 +322,7 @@ class Scoping:
             return ""
         self.subject = ids
         self.shown = ids
-        return row.question
+        return tell(self.me.state, row.question)
 
     def pass_habit_question(self) -> None:
         "Note that the person saw the question about a habit, and wrote something else."
@@ -340,46 +336,57 @@ class Scoping:
 # %% ../../nbs/7_device/09_chat.ipynb #cht4srce
 def count_lost(model, recalled: Recall) -> int:
     "Return how many of the answers for a reply did not fit into the model, the least near first."
-    return min(len(recalled.memories), (model.left_out.get(recalled.dialogue.id, 0) + 1) // 2)
+    return split_lost(model.left_out.get(recalled.dialogue.id, 0), len(recalled.memories))[0]
 
 
-def describe_length(model, most: int, d: Dialogue) -> str:  # most: tokens of the answers in a prompt; "" if it fits
-    "Say of a correction that it is too long for replies, or for being used beside others."
+def describe_length(model, most: int, d: Dialogue) -> Note | None:  # most: tokens of the answers in a prompt
+    "Say of a correction that it is too long for replies, or for being used beside others; None if it fits."
     count = model.count_tokens(d.prompt) + model.count_tokens(d.response)
     room = model.max_length - model.limit_reply()
     if count > room:
-        return f"too long: with its prompt it has {count} tokens; no reply uses it, because {room} are the most"
-    return f"long: it has {count} tokens, so a reply uses it only if no shorter one applies" if count > most else ""
+        return Note("too_long", count=count, most=room)
+    return Note("long", count=count) if count > most else None
 
 
-def describe_source(model, recalled: Recall, reply: ReplyStream) -> str:  # "" if it read nothing of yours, and is whole
-    "Return a line about what a reply read of yours, what did not fit into the model, and whether it ends early."
+def describe_parts(model, recalled: Recall) -> list[Note]:
+    "Name what a reply read of the person's."
     dialogue = recalled.dialogue
-    num_left_out = model.left_out.get(dialogue.id, 0)  # turns, the oldest first: your answers come before the talk
-    num_lost = count_lost(model, recalled)
-    num_read = len(recalled.memories) - num_lost
-    is_bare = 0 < num_left_out == len(dialogue.history)  # without the system prompt, too
-    statements = () if is_bare else recalled.statements
+    num_read = len(recalled.memories) - count_lost(model, recalled)
+    is_bare = 0 < model.left_out.get(dialogue.id, 0) == len(dialogue.history)  # without the system prompt, too
     instructions = [one for one in recalled.instructions if not is_bare or one.text in dialogue.prompt]
-    parts = [count_nouns(num_read, "answer") + " of yours"] * (num_read > 0)
-    parts += [count_nouns(len(instructions), "standing instruction")] * bool(instructions)
-    if statements:
-        days = dict.fromkeys(format_date(statement.time) for statement in statements)
-        days.pop("", None)  # of places in a stream
-        parts.append("what you said" + f" on {', '.join(days)}" * bool(days))
-    parts += ["a fine-tune"] * (recalled.adapter is not None)
-    lines = ["from " + ", ".join(parts)] * bool(parts)
-    lines += [f"older, left out: “{statement.text}”" for statement in recalled.updated]
+    times = [] if is_bare else [statement.time for statement in recalled.statements]
+    days = tuple(dict.fromkeys(map(note_date, filter(format_date, times))))  # places in a stream have no date
+    parts = [Note("of_answers", count=num_read)] * (num_read > 0)
+    parts += [Note("of_instructions", count=len(instructions))] * bool(instructions)
+    parts += [Note("of_statements_on", days=days) if days else Note("of_statements")] * bool(times)
+    return parts + [Note("of_finetune")] * (recalled.adapter is not None)
+
+
+def describe_loss(model, recalled: Recall, reply: ReplyStream) -> list[Note]:
+    "Say what did not fit into the model."
+    dialogue = recalled.dialogue
     num_tokens = model.truncated.get(dialogue.id, 0)
-    if num_tokens:
-        lost = [count_nouns(num_lost, "answer") + " of yours"] * (num_lost > 0)
-        lost += ["the oldest turns"] * (num_left_out > 2 * num_lost)
-        lost += ["your message"] * (model.count_tokens(dialogue.prompt) > reply.num_prompt_tokens)
-        lines.append(f"{num_tokens} tokens of {' and '.join(lost) or 'it'} did not fit")
-    end_reason = "" if reply is None else reply.end_reason
-    lines += ["the reply is cut: it has as many tokens as it may have"] * (end_reason == "length")
-    lines += ["the reply is cut: by the server's content filter"] * (end_reason == "content_filter")
-    return "; ".join(lines)
+    if not num_tokens:
+        return []
+    num_lost, num_turns = split_lost(model.left_out.get(dialogue.id, 0), len(recalled.memories))
+    lost = [Note("of_answers", count=num_lost)] * (num_lost > 0)
+    lost += [Note("of_oldest_turns")] * (num_turns > 0)
+    lost += [Note("of_message")] * (model.count_tokens(dialogue.prompt) > reply.num_prompt_tokens)
+    return [Note("did_not_fit", count=num_tokens, parts=tuple(lost) or Note("of_all"))]
+
+
+CUTS = dict(length="cut_by_length", content_filter="cut_by_filter")  # why a reply ended -> its note
+
+
+def describe_source(model, recalled: Recall, reply: ReplyStream) -> Note | None:  # None: nothing is to be said
+    "Say what a reply read of the person's, what did not fit into the model, and whether it ends early."
+    parts = describe_parts(model, recalled)
+    notes = [Note("from", parts=tuple(parts))] * bool(parts)
+    notes += [Note("older_left_out", text=statement.text) for statement in recalled.updated]
+    notes += describe_loss(model, recalled, reply)
+    if reply is not None and reply.end_reason in CUTS:
+        notes.append(Note(CUTS[reply.end_reason]))
+    return Note("line", parts=tuple(notes)) if notes else None
 
 # %% ../../nbs/7_device/09_chat.ipynb #cht4lrnc
 class ChatSession:
@@ -405,7 +412,7 @@ class ChatSession:
         self.active_reply = None  # the generator of `say`
         self.answering = ""  # id of the turn whose reply is being written, if it has one already
         self.is_halted = False  # True: the reply ends here, and its turn is stored
-        self.messages = []  # lines for the user
+        self.messages = []  # `Note`s for the user
         self.work = Background(self.me, idle_seconds, self.messages)
         self.is_told = False  # that statements in the person's language aren't kept
         self.is_closed = False
@@ -432,7 +439,7 @@ class ChatSession:
 
     def pop_messages(self) -> list:  # lines
         "Return the messages for the user since the last call."
-        messages = list(self.messages)
+        messages = [tell(self.me.state, note) for note in self.messages]
         self.messages.clear()
         return messages
 
@@ -517,7 +524,7 @@ class ChatSession:
         finally:
             self.answering = ""
         if not self.reply.text:
-            self.messages.append("the model had no answer; the turn is not kept")
+            self.messages.append(Note("no_answer"))
         elif is_observed:
             self.talk.store(new.derive(response=self.reply.text, parents=()), rest, self.recalled, ids)
             if history is None and self.me.memory.config.memories:
@@ -525,33 +532,59 @@ class ChatSession:
             self.work.start_timer()
 
     def _tell_wishes(self, prompt: str) -> None:
-        lines = describe_wishes(prompt)
-        told = [line for line in lines if line != NOT_COVERED or not self.is_told]
-        self.messages += [translate(self.me.state, line) for line in told]
-        self.is_told = self.is_told or NOT_COVERED in lines
+        notes = describe_wishes(prompt)
+        if not self.me.memory.config.statements:  # no reply would read what is kept
+            notes = [Note("not_read_here") if note.name == "kept" else note for note in notes]
+        told = [note for note in notes if note != NOT_COVERED or not self.is_told]
+        self.messages += told
+        self.is_told = self.is_told or NOT_COVERED in notes
+
+    def tell(self, note) -> str:
+        "Return what a person is told, in their language."
+        return tell(self.me.state, note)
 
     def describe_source(self) -> str:
         "Return what `describe_source` says of the newest reply; empty if there is none."
-        return describe_source(self.model, self.recalled, self.reply) if self.recalled else ""
+        note = describe_source(self.model, self.recalled, self.reply) if self.recalled else None
+        return self.tell(note or "")
 
-    def describe_length(self, id: str) -> str:
-        "Say of a correction that it is too long for replies, or for being used beside others; empty if it fits."
+    def describe_length(self, id: str) -> Note | None:
+        "Say of a correction that it is too long for replies, or for being used beside others; None if it fits."
         return describe_length(self.model, self.me.memory.config.max_tokens, self.me.state.newest(id))
 
     def react(self, kind: str, text: str = "", id=None, scope: str = None):  # what is stored
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
-        if id is None and kind != "always":
-            if not self.turns:
-                raise InputError("there is no reply yet", "write something first")
-            id = self.turns[-1].id
+        if id is None and not self.turns:
+            raise InputError("there is no reply yet", "write something first")
+        d = self.turns[-1] if id is None else self.me.state.newest(self.me.state.find_root(id))
         text = clean_visible(text)
-        stored = self.me.react(id, kind, text, self.clock(), scope)
+        stored = self.me.react(d, kind, text, self.clock(), scope)
         if kind == "better":
             self.scoping.subject = [self.me.state.find_root(stored.target)]
-            line = self.describe_length(*self.scoping.subject)
-            self.messages += [f"your correction is {line}"] * bool(line)
+            note = self.describe_length(*self.scoping.subject)
+            self.messages += [] if note is None else [Note("correction_is", what=note)]
         self.work.start_timer()
         return stored
+
+    def instruct(self, text: str, number: int = 0) -> str:  # a line that says what changed
+        "Add, change or end a standing instruction as `Personalizer.instruct` does."
+        text = clean_visible(text)
+        self.me.instruct(text, number, self.clock())
+        self.work.start_timer()
+        return self.tell(Note("instruction_added") if text else Note("instruction_ended"))
+
+    def describe_reaction(self, stored) -> str:  # stored: of `react`
+        "Return a line about what a reaction changes."
+        state = self.me.state
+        id = state.find_root(stored.target)
+        if stored.kind == "better":
+            return self.tell(self.scoping.describe_scope([id], stored.scope))
+        if stored.kind in PLACES:
+            return self.tell(Note(stored.kind, prompt=state.list_prompts([id])))
+        parts = [Note("noted", prompt=state.list_prompts([id]))]
+        if stored.kind == "down":
+            parts.append(Note("correction_ended") if state.is_own(id) else Note("show_wanted"))
+        return self.tell(Note("line", parts=tuple(parts)))
 
     def undo(self) -> str:  # a line that names it
         "Take back the last reaction, scope or instruction; the next scope is about the corrections that it named."
@@ -560,12 +593,12 @@ class ChatSession:
             raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
         acts = self.me.state.list_last_act()
         named = [event.dialogue for event in acts]
-        line = translate(self.me.state, self.me.undo())
+        note = self.me.undo()
         if acts[0].kind == "scoped":
-            line += ". " + self.scoping.describe_scopes(named)
+            note = Note("sentences", parts=(note, *self.scoping.describe_scopes(named)))
         self.scoping.subject = named
         self.work.start_timer()
-        return line
+        return self.tell(note)
 
     def forget(self, text: str = None, ids=(), dry: bool = False, everything=False, keep=()) -> ForgetPlan:
         "Delete turns, the replies that read them and what learned from them; return the list. dry: only list it."

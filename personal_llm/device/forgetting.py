@@ -139,8 +139,8 @@ def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
         reasons = {
             "it contains the text": holds(d.response, forms),
             "it followed a turn on this list": cut or any(map(is_lost, turns_before)),
-            "it used a correction on this list": any(map(is_lost, state.reads.get(id, ()))),
-            "it used what you said in a dialogue on this list": gone & {*state.statements.get(id, ())},
+            "it used a correction on this list": any(map(is_lost, state.find_reply(id).reads)),
+            "it used what you said in a dialogue on this list": gone & {*state.find_reply(id).statements},
         }
         reason = next((reason for reason, does_hold in reasons.items() if does_hold), "")
         if d.origin == "model" and d.response and reason:

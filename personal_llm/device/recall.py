@@ -18,8 +18,8 @@ from ..data.reading import load_replay
 from ..base.notes import Note
 from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, is_scattered, judge
 from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, retrieve
-from ..memory.statements import find_statements, is_private
-from .archive import Archive, load_vectors, store_vectors
+from ..memory.statements import FIT, Statement, find_statements, is_private
+from .archive import Archive, load_vectors, store_said, store_vectors
 from .state import State
 from .evidence import get_evidence, list_learned
 
@@ -36,13 +36,13 @@ class Recall:
     adapter: object = None  # an `Adapter`; None: the base model generates the reply
     verdict: Verdict = Verdict()  # of the gate
     is_silent: bool = False  # whether it could not use a correction that belonged to its prompt: no evidence
-    closed: str = ""  # why an adapter doesn't generate the reply, if there is one
+    closed: Note | None = None  # why an adapter doesn't generate the reply, if there is one
 
     @property
-    def reasons(self) -> list:  # lines
+    def reasons(self) -> list[Note]:
         "Why corrections apply or not, and why the adapter doesn't although some corrections apply."
-        is_mixed = self.closed and self.verdict.answers
-        return self.verdict.reason.splitlines() + [f"your fine-tune doesn't apply: {self.closed}"] * bool(is_mixed)
+        is_mixed = self.closed is not None and self.verdict.answers
+        return [*self.verdict.reasons] + [Note("finetune_does_not_apply", reason=self.closed)] * bool(is_mixed)
 
 # %% ../../nbs/7_device/05_recall.ipynb #1f733aa4
 BLOCK_SIZE = 64  # texts that `warm` embeds at once: about a tenth of a second
@@ -119,6 +119,8 @@ class Memory:
                 new = {id: d.prompt for id, d in self.archive.dialogues.items() if id not in known and d.prompt in made}
                 if new:
                     store_vectors(self.archive, encoder, dict(zip(new, self.vectors.embed([*new.values()]))))
+            rows = {id: dict(fit=FIT, found=[vars(one) for one in found]) for id, (_, found) in self.said.items()}
+            store_said(self.archive, {id: row for id, row in rows.items() if self.archive.said.get(id) != row})
 
     def judge(self, evidence: Evidence, prompt: str) -> Verdict:
         "Return the gate's verdict on a prompt."
@@ -171,8 +173,8 @@ class Memory:
                 if not private:
                     break
         read = add_memories(dialogue, memories, statements, self.config, instructions)
-        closed = "" if taught is None or taught.is_open else taught.reason.replace("\n", "; ")
-        adapter = None if closed else adapter
+        closed = None if taught is None or taught.is_open else Note("line", parts=taught.reasons)
+        adapter = adapter if closed is None else None
         is_silent = bool(verdict.answers) and not memories
         lists = map(tuple, (memories, statements, updated))
         return Recall(read, *lists, instructions, adapter, verdict, is_silent, closed)
@@ -191,6 +193,10 @@ class Memory:
     def list_statements(self, state: State) -> list:  # `Statement`s, in the order in which they were said
         "Return what the person said of themselves; each message is read once. A clock that goes back changes no order."
         own = [self.archive.dialogues[id] for id in state.own]
+        if not self.said:
+            stored = {id: row for id, row in self.archive.said.items() if row and row["fit"] == FIT and id in state.own}
+            texts = {id: [Statement(**one) for one in row["found"]] for id, row in stored.items()}
+            self.said = {id: (self.archive.dialogues[id].prompt, found) for id, found in texts.items()}
         new = [d for d in own if d.id not in self.said or self.said[d.id][0] != d.prompt]
         self.said |= {d.id: (d.prompt, []) for d in new}
         for one in find_statements(new):

@@ -184,7 +184,9 @@ def measure_night(jobs: list):  # yields a dict of results a job
     for job in jobs:
         model, name = load_once(job["model"]), job["user"]
         start = time.process_time()
-        adapter = finetune(model, list_answers(name), TuningConfig(steps=job["steps"]), progress=False)
+        adapter = finetune(
+            model, list_answers(name), TuningConfig(layers=None, steps=job["steps"], learning_rate=3e-4), progress=False
+        )
         results = dict(learning_seconds=round(time.process_time() - start, 1))
         for condition in ("adapter", "both"):
             turns = lambda prompt: choose_turns(name, prompt, "always") if condition == "both" else ()

@@ -179,7 +179,7 @@ def correct(session: ChatSession, id: str, text: str) -> None:
 
 def say_scope(session: ChatSession, ids: list, scope: str, time: float) -> None:
     "Say where corrections apply."
-    session.me.react(ids, "scope", scope=scope, time=time)
+    session.me.scope([session.me.state.newest(id) for id in ids], scope)
 
 
 def show_habit(session: ChatSession):  # `Form`, or None

@@ -226,7 +226,7 @@ def start_condition(model, name: str, condition: str) -> tuple:  # (learner, fix
 def learn(model, name: str):
     "Fine-tune on a person's answers with the package's default."
     answers = list_answered(teach(model, name, 8).state)
-    adapter = finetune(model, answers, TuningConfig(), progress=False)
+    adapter = finetune(model, answers, TuningConfig(layers=None, steps=48, learning_rate=3e-4), progress=False)
     model.unload()
     return adapter
 

@@ -136,7 +136,7 @@ def measure(jobs: list):  # yields a dict of results a job; jobs: of one stream
             for candidate in candidates[: job.get("seen")]:
                 buffer.add(candidate)
             kept = buffer.dialogues
-            config = TuningConfig(steps=STEPS, batch_size=2, validation=0, checks=1)
+            config = TuningConfig(layers=None, steps=STEPS, learning_rate=3e-4, batch_size=2, validation=0, checks=1)
             adapter, written = teach(model, kept, config, job.get("rewrites", 0), vectors=vectors)
             found = dict(kept=[int(d.time) for d in kept], changes=sum(d.kept for d in buffer.log), cost=adapter.cost)
             found["written"] = len(written)

@@ -65,7 +65,7 @@ def split_dialogues(user: str) -> tuple:  # (to learn from, to test on)
 def make_config(rate: float) -> TuningConfig:
     "Return the settings of a run."
     few = dict(batch_size=2, max_length=80, steps=STEPS)
-    return TuningConfig(learning_rate=rate, validation=0.0, checks=1, **few)
+    return TuningConfig(layers=None, learning_rate=rate, validation=0.0, checks=1, **few)
 
 
 def trace_finetune(

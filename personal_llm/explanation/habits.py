@@ -15,8 +15,9 @@ from functools import partial
 import numpy as np
 
 from ..base.display import Displayed
+from ..base.notes import Note
 from ..base.text import get_language, get_words, split_sentences
-from ..memory.feedback import SCOPES
+from ..memory.feedback import name_scope
 
 # %% ../../nbs/5_explanation/01_habits.ipynb #44db48b0
 EMOJI_PATTERN = re.compile("[🌀-🫿☀-➿]")
@@ -28,20 +29,17 @@ class Form:
     "A property that a text has or doesn't have, with the words for it."
 
     name: str  # in a description, such as "lower case"
-    verb: str  # in a question, such as "wrote {} in lower case"
+    label: str  # on a card, such as "in lower case"
+    kind: str  # in the name of the note that asks about it
     holds: Callable  # text -> whether it has the form
     words: str = ""  # of an opening or a sign-off
     is_last: bool = False  # True: a sign-off
 
-    @property
-    def label(self) -> str:  # on a card, such as "in lower case"
-        return self.name if self.words else self.verb.partition("{} ")[2]
 
-
-LOWER_CASE = Form("lower case", "wrote {} in lower case", lambda text: text == text.lower())
-EMOJI = Form("emoji", "wrote {} with emoji", lambda text: bool(EMOJI_PATTERN.search(text)))
-LISTS = Form("lists", "wrote {} as lists", lambda text: bool(LIST_PATTERN.search(text)))
-ONE_SENTENCE = Form("one sentence", "wrote {} in one sentence", lambda text: len(split_sentences(text)) <= 1)
+LOWER_CASE = Form("lower case", "in lower case", "lower_case", lambda text: text == text.lower())
+EMOJI = Form("emoji", "with emoji", "emoji", lambda text: bool(EMOJI_PATTERN.search(text)))
+LISTS = Form("lists", "as lists", "lists", lambda text: bool(LIST_PATTERN.search(text)))
+ONE_SENTENCE = Form("one sentence", "in one sentence", "one_sentence", lambda text: len(split_sentences(text)) <= 1)
 
 # %% ../../nbs/5_explanation/01_habits.ipynb #77a04e7b
 PLAIN_PLLM_LABEL = "the plain pLLM"  # what sentences call the answers that a pLLM is compared with
@@ -70,7 +68,7 @@ class Habit(Displayed):
     def __str__(self):
         text = self.format_counts()
         if self.answers:
-            places = " / ".join(SCOPES[name].label for name in dict.fromkeys(self.scopes))
+            places = " / ".join(str(name_scope(name)) for name in dict.fromkeys(self.scopes))
             sources = ", ".join(f"“{d.prompt[:40]}”" for d in self.answers[-3:])
             return f"{text}: {places}; from {sources}"
         return f"{text}: “{self.quotation}”" if self.quotation else text
@@ -92,10 +90,9 @@ class Habit(Displayed):
         return self.scopes[0] if len({*self.scopes}) == 1 else ""
 
     @property
-    def question(self) -> str:
+    def question(self) -> Note:
         "The question that a card asks the person."
-        verb = self.form.verb.replace("{}", f"{self.count} answers", 1)
-        return f"You {verb}. Where does that apply?"
+        return Note(f"asks_about_{self.form.kind}", count=self.count, words=self.form.words)
 
     def without_quotations(self) -> "Habit":
         "Copy the habit without any words of the person."
@@ -193,9 +190,8 @@ def find_frame(answers: list, is_last: bool, least: int = FEWEST_SHARING) -> For
     if not words or LIST_PATTERN.match(f"{words} "):
         return None
     holds = partial(has_run, words=words, is_last=is_last)
-    if is_last:
-        return Form(f"signs off “{words}”", f"signed off {{}} with “{words}”", holds, words, is_last)
-    return Form(f"opens with “{words}”", f"opened {{}} with “{words}”", holds, words)
+    name, kind = (f"signs off “{words}”", "signs_off") if is_last else (f"opens with “{words}”", "opens")
+    return Form(name, name, kind, holds, words, is_last)
 
 
 def find_frames(answers: list, is_last: bool, least: int = FEWEST_SHARING) -> list[Form]:

@@ -120,7 +120,7 @@ def add_pllms(
 @library_app.command(
     "build", epilog="Example: personal-llm library build others --adapter ana --data bo.jsonl --licence CC-BY-4.0"
 )
-@add_options("tuning", TuningConfig, *TUNING)
+@add_options("tuning", TuningConfig, *TUNING, layers=None)
 def build(
     folder: Annotated[str, Argument(help="a new folder, or a library to complete", metavar="DIR")],
     licence: Annotated[str, Option(help="licence of the models", metavar="NAME")],
@@ -221,7 +221,7 @@ def reproduce_sdss_command(
 @reproduce_app.command(
     "xpert", epilog="Example: personal-llm reproduce xpert --data me.jsonl --out table --library smollm2"
 )
-@add_options("tuning", TuningConfig, *TUNING)
+@add_options("tuning", TuningConfig, *TUNING, layers=None, steps=48, learning_rate=3e-4)
 @add_options("plan", XPerTPlan, *XPerTPlan.__dataclass_fields__)
 def reproduce_xpert_command(
     data: Data,

@@ -155,7 +155,7 @@ class SDSSPlan:
         check_settings_fields(self)
 
 
-PAPER_TUNING = dict(learning_rate=3e-4, batch_size=128, rank=8, dropout=0.05, max_length=512)
+PAPER_TUNING = dict(layers=None, learning_rate=3e-4, batch_size=128, rank=8, dropout=0.05, max_length=512)
 
 
 def hold_out(dialogues: list, count: int, seed: int) -> tuple:  # (stream in its order, tests)
@@ -243,10 +243,13 @@ def announce_run(streams: list, num_policies: int, config: TuningConfig) -> None
     model, plan = streams[0].model, streams[0].plan
     fits = num_policies * sum(len(stream.looks) for stream in streams)
     replies = sum(len(stream.dialogues) for stream in streams) + fits * (plan.tests + plan.synthetic * plan.capacity)
-    passes = 5 * fits * config.steps * config.batch_size
+    samples = fits * config.steps * config.batch_size
     print(f"{replies:,} replies, {fits} fine-tunes; timing this machine …", file=sys.stderr, flush=True)
     example = max(streams[0].dialogues[:64], key=lambda d: len(d.text))
-    hours = estimate_minutes(model, example, replies, plan.reply_tokens, passes) / 60
+    brief = replace(
+        config, batch_size=4, steps=min(10**6, math.ceil(samples / 4))
+    )  # a step that is timed takes seconds
+    hours = estimate_minutes(model, example, replies, plan.reply_tokens, config=brief) / 60
     words = f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.0f} days"
     print(f"about {words}; if it is stopped, the same command goes on", file=sys.stderr, flush=True)
 
@@ -281,7 +284,7 @@ def reproduce_sdss(
                 if progress:
                     print(f"{' '.join(map(str, job.values()))}: {row['rouge1']:.3f}", file=sys.stderr, flush=True)
     unit = "sets × seeds" if len(streams) > 1 else "test dialogues"
-    tables = {at: Table(own, unit, f"ROUGE-1 at {at}") for at, own in values.items()}
+    tables = {at: Table(own, unit, f"ROUGE-1, seen: {at}") for at, own in values.items()}
     write_atomically(run.folder / "curve.png", draw_curve(tables))
     write_json(run.folder / "table.json", {at: table.to_rows() for at, table in tables.items()})
     return tables
@@ -381,7 +384,7 @@ def reproduce_xpert(
     users: dict,  # name -> dialogues, the newest last
     out,  # folder of the rows
     plan: XPerTPlan = XPerTPlan(),
-    config: TuningConfig = TuningConfig(),
+    config: TuningConfig = TuningConfig(layers=None, steps=48, learning_rate=3e-4),
 ) -> list:  # a row for each user and start
     "Measure XPerT's table: the choice by words, and steps, minutes and joules from each start (Wang et al. 2025)."
     run = Run(out, model=model.base, summariser=summariser.base, plan=asdict(plan), config=asdict(config))

@@ -25,12 +25,13 @@ from personal_llm.base.core import Dialogue, InputError, catch_panic, import_ext
 from personal_llm.base.files import ASSETS, compute_sha256
 from personal_llm.base.replies import ReplyOptions, ReplyStream, Thought
 from personal_llm.base.weights import WEIGHTS
-from personal_llm.memory.feedback import SCOPES
+from personal_llm.memory.feedback import SCOPES, name_scope
 from personal_llm.app.personalize import check_memory_folder
 from personal_llm.base.text import clean_text
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession
 from personal_llm.device.forgetting import fold, holds
 from personal_llm.device.state import CLIENT, FILE
+from personal_llm.device.personalizer import describe_act
 from personal_llm.device.evidence import describe_state, find_habit_question, list_answered, list_habits
 
 uvicorn = import_extra("uvicorn", "serve", "the server")
@@ -328,7 +329,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool
         is_stored = len(session.me.archive.dialogues) > stored
         id = next(reversed(session.me.archive.dialogues)) if is_stored else replaces
         own = dict(id=id, talk=session.talk.key if is_of_page else None, source=session.describe_source())
-        own["reasons"] = session.recalled.reasons
+        own["reasons"] = [session.tell(reason) for reason in session.recalled.reasons]
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
     usage |= dict(total_tokens=reply.num_prompt_tokens + reply.num_tokens)
@@ -381,9 +382,9 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     turns = []
     for id in talks.get(talk, ()):
         d = state.newest(id)
+        used = state.replies[id]
         read, said = (
-            [dialogues[other].prompt for other in ids[id] if other in dialogues]
-            for ids in (state.reads, state.statements)
+            [dialogues[other].prompt for other in ids if other in dialogues] for ids in (used.reads, used.statements)
         )
         reaction = state.reactions.get(id)
         is_writing = id == session.answering
@@ -399,13 +400,13 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         )
         turn["is_cut"] = not (d.response or is_writing) and is_cut(state, id)
         turn["is_own"] = d.origin == "annotated"  # the reply is the person's text
-        turn["length"] = session.describe_length(id) if turn["is_own"] else ""
-        is_corrected = bool(state.reads[id]) or id in state.tuned  # the reply used corrections
+        turn["length"] = session.tell(session.describe_length(id) or "") if turn["is_own"] else ""
+        is_corrected = bool(used.reads) or used.is_tuned  # the reply used corrections
         turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
     rows.sort(key=lambda row: -row["time"])
     row = find_habit_question(session.me.state)
-    habit = row and dict(label=row.form.label, question=row.question)
-    scopes = {name: scope.label for name, scope in SCOPES.items()}
+    habit = row and dict(label=row.form.label, question=session.tell(row.question))
+    scopes = {name: session.tell(name_scope(name)) for name in SCOPES}
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
     return (
         dict(
@@ -460,14 +461,15 @@ def describe_model(model) -> str:
     return "A small model: many of its answers are wrong." if source and source.num_bytes < 1e9 else ""
 
 
-def describe_undo(state) -> str:
-    "Name the act that `take_back` takes back; empty if nothing is left."
-    events = state.list_last_act()
-    content = events[0].content if events else {}
-    prompts = state.quote_prompts(one.dialogue for one in events if one.dialogue)
-    names = dict(better="your correction of", up="“Good reply” to", down="“Bad reply” to")
-    name = names.get(content.get("kind"), f"“{SCOPES[content.get('scope', '')].label}” for")
-    return f"{name} {prompts}" if prompts else "your last instruction" * bool(events)
+def find_undo(session: ChatSession) -> tuple[str, str]:  # a name in `CHANGES`, and what it takes back; empty: nothing
+    "Return what takes back the newest fine-tune or act."
+    state = session.me.state
+    last = state.find_last_round()
+    acts = [event.number for event in state.acts]
+    tuned = [e.number for e in state.archive.events if last and e.content.get("adapter") == last.adapter]
+    if max(tuned, default=0) > max(acts, default=0):
+        return "undo", "what was learned last"
+    return "take_back", session.tell(describe_act(state) or "")
 
 
 def describe_status(session: ChatSession, *_) -> dict:
@@ -476,7 +478,8 @@ def describe_status(session: ChatSession, *_) -> dict:
     last = session.me.state.find_last_round()
     seconds = last.seconds if last else None
     shown = dict(is_learning=session.work.learning is not None, seconds=seconds, messages=session.pop_messages())
-    shown |= dict(undo=describe_undo(session.me.state), note=describe_model(session.model))
+    way, undo = find_undo(session)
+    shown |= dict(way=way, undo=undo, note=describe_model(session.model))
     return describe_state(session.me.state) | shown
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvchange1
@@ -484,7 +487,7 @@ class Change(BaseModel, strict=True):
     "The fields of all changes; each reads its own."
 
     id: Text = ""  # of a reply to react to
-    kind: Text = ""  # "better", "up", "down" or "always"
+    kind: Text = ""  # "better", "up", "down", "here_too", "not_here" or "always"
     text: Text = ""  # the reply that you wanted; an instruction; the label of a habit; a text to forget
     scope: Text | None = None  # of a correction or a habit: a name in `SCOPES`; none, of a correction: as it was
     number: int | None = None  # of a standing instruction to change
@@ -514,10 +517,11 @@ def forget(session: ChatSession, wanted: Change) -> dict:
 
 
 def react(session: ChatSession, wanted: Change) -> dict:
-    "Take a reaction to a reply, or a standing instruction; return its kind as stored, and where it applies."
-    subject = wanted.number if wanted.kind == "always" else wanted.id
-    stored = session.react(wanted.kind, wanted.text, subject, wanted.scope)
-    return dict(kind=stored.kind, place=session.scoping.find_place([stored.target], stored.scope))
+    "Take a reaction to a reply, or a standing instruction; return its kind as stored, and what it changes."
+    if wanted.kind == "always":
+        return dict(kind="always", message=session.instruct(wanted.text, wanted.number or 0))
+    stored = session.react(wanted.kind, wanted.text, wanted.id, wanted.scope)
+    return dict(kind=stored.kind, message=session.describe_reaction(stored))
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvtable1
 READS = dict(talks=list_talks, known=list_known, status=describe_status, export=export_talk)
@@ -527,9 +531,9 @@ CHANGES = dict(
     scope=lambda session, wanted: dict(message=session.scoping.scope_correction(wanted.scope or "", wanted.id)),
     habit=lambda session, wanted: dict(message=session.scoping.scope_habit(wanted.text, wanted.scope or "")),
     take_back=lambda session, wanted: dict(message=session.undo()),
-    learn=lambda session, wanted: dict(message=session.work.learn()),
+    learn=lambda session, wanted: dict(message=session.tell(session.work.learn())),
     stop=lambda session, wanted: session.work.stop_learning(),
-    undo=lambda session, wanted: dict(message=session.work.undo_learning()),
+    undo=lambda session, wanted: dict(message=session.tell(session.work.undo_learning())),
     name=name_talk,
     halt=lambda session, wanted: session.halt_reply(),
 )

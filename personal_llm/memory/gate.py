@@ -29,7 +29,8 @@ class Evidence:
     here: tuple = ()  # the same, and the person said: only this subject
     everywhere: tuple = ()  # the same, and the person said: all replies
     left_alone: tuple = ()  # plain replies without a reaction
-    plain: tuple = ()  # corrected back to a plain reply
+    plain: tuple = ()  # corrected back to a plain reply, or the person said: not here
+    wanted: tuple = ()  # plain replies where the person wanted what was taught, too
 
     def __post_init__(self):
         for field in fields(self):
@@ -173,7 +174,8 @@ def explain(gate: Gate, row: np.ndarray, corrections: tuple, opposing: list) -> 
     does_apply = bool(gate.opens(row[None])[0])
     kept = [pair for pair, is_overridden in zip(opposing, gate.is_overridden) if not is_overridden]
     if does_apply:
-        similar = Note("similar_to_liked" if nearest.origin == "approved" else "similar_to", prompt=nearest.prompt)
+        names = dict(approved="similar_to_liked", model="similar_to_wanted")
+        similar = Note(names.get(nearest.origin, "similar_to"), prompt=nearest.prompt)
         earlier = [d for (d, _), is_overridden in zip(opposing, gate.is_overridden) if is_overridden]
         against = gate.earlier @ row
         if gate.is_scattered:
@@ -258,10 +260,14 @@ def judge(
         group = getattr(evidence, name)
         same = [place for place, d in enumerate(group) if d.prompt not in foreign]
         if same:
-            taught = Points(points[name].rows[same], points[name].times[same])
+            wanted = points["wanted"]  # they say where corrections belong, too, and aren't examples
+            taught = Points(
+                np.concatenate([wanted.rows, points[name].rows[same]]),
+                np.concatenate([wanted.times, points[name].times[same]]),
+            )
             chosen = tuple(group[place] for place in same)
             gate = Gate(taught, against, general, is_narrow=name == "here")
-            does_apply, reason = explain(gate, row, chosen, opposing)
+            does_apply, reason = explain(gate, row, (*evidence.wanted, *chosen), opposing)
             parts.append((len(same), does_apply, reason))
             applying += zip(chosen, similarities[name][same]) if does_apply else ()
         if len(same) < len(group):  # its words would come with its form

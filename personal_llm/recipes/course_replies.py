@@ -53,7 +53,9 @@ def make_replies(replies: dict) -> dict:
     "Generate all replies and losses again, for the same questions and answers."
     model = load_model(replies["model"], dtype=DTYPE)
     answers = [Dialogue(row["prompt"], row["response"], origin="annotated") for row in replies["answers"]]
-    adapter = finetune(model, answers, TuningConfig(), out=tempfile.mkdtemp(), progress=False)
+    adapter = finetune(
+        model, answers, TuningConfig(layers=None, steps=48, learning_rate=3e-4), out=tempfile.mkdtemp(), progress=False
+    )
     asked, tested = make_asked(model, replies["asked"]), make_tested(model, replies["tested"], "base")
     with model.use_adapter(adapter):
         tested = make_tested(model, tested, "tuned")

@@ -98,7 +98,7 @@ def add_plain_rows(
 # %% ../../nbs/recipes/shipped_library.ipynb #9c866066
 def library_config(model) -> TuningConfig:
     "Return the configuration for a library's pLLMs, by the size of the base model."
-    lasting = dict(batch_size=8, dropout=0.0, validation=0.0, checks=1, max_length=112)
+    lasting = dict(layers=None, batch_size=8, dropout=0.0, validation=0.0, checks=1, max_length=112)
     if model.name == "pocket":
         return TuningConfig(rank=4, alpha=8, learning_rate=1e-3, steps=60, **lasting)
     return TuningConfig(rank=2, alpha=16, learning_rate=1.5e-3, steps=16, **lasting)

@@ -235,7 +235,7 @@ def make_space(
     coordinates = style_coordinates(space, rows) * space.coordinate_scale
     measured = Probes(space, probes, coordinates, mean_response_nll(model, probes), prompts=[], answers={})
     shape = dict(rank=4, alpha=8, steps=16, batch_size=8, learning_rate=1e-3)
-    config = TuningConfig(**shape, dropout=0.0, validation=0.0, checks=1, max_length=96)
+    config = TuningConfig(**shape, layers=None, dropout=0.0, validation=0.0, checks=1, max_length=96)
     with tempfile.TemporaryDirectory() as folder, tqdm(total=1, desc="unit", unit="pLLM", disable=not progress) as bar:
         out = Path(folder, "reference")
         adapter = finetune(model, texts.reference, config, out=out, seed=seed, progress=False)

@@ -216,7 +216,7 @@ def tune_pllm(
         return Adapter.load(out)
     rows = pool.rows(style, "train", similarity, count=PLLM_ROWS, seed=seed)
     lasting = dict(steps=steps or pool.steps, learning_rate=2e-3, dropout=0.0, max_length=pool.max_length)
-    config = TuningConfig(validation=0.0, checks=1, **lasting)
+    config = TuningConfig(layers=None, validation=0.0, checks=1, **lasting)
     return finetune(model, rows, config, out=Path(out), seed=seed, progress=progress)
 
 # %% ../../nbs/recipes/style_pools.ipynb #796a6702

@@ -18,15 +18,17 @@ def _count(default: int, help: str):
 # %% ../../nbs/4_tuning/02_config.ipynb #cf07
 @dataclass(frozen=True)
 class TuningConfig:
-    "The settings of a fine-tune, checked when they're created (defaults: Qin et al. 2024, section 4)."
+    "The settings of a fine-tune, checked when they're created (LoRA's shape: Qin et al. 2024, section 4)."
 
     rank: int = _count(8, "rank r of the two LoRA factors")
     alpha: float = setting(16, "the change is scaled by alpha / rank", "positive number")
     dropout: float = setting(0.0, "share of the LoRA layers' inputs that is dropped", "share", high=0.99)
     target_modules: str = setting("all-linear", "modules with LoRA: all-linear, or names joined by commas", "name")
-    layers: int = setting(None, "how many of the upper layers learn; by default all", "whole number", low=1)
-    learning_rate: float = setting(3e-4, "the largest step size, at the end of the warm-up", "positive number")
-    steps: int = _count(48, "optimiser steps of a fine-tune; equal for all methods in a comparison")
+    layers: int = setting(
+        8, "how many of the upper layers learn; all if the model has no more", "whole number or none", low=1
+    )
+    learning_rate: float = setting(1e-3, "the largest step size, at the end of the warm-up", "positive number")
+    steps: int = _count(24, "optimiser steps of a fine-tune; equal for all methods in a comparison")
     batch_size: int = _count(4, "samples in a step, at most")
     max_length: int = _count(512, "tokens in a sample, and in a forward pass, at most")
     warmup: float = setting(0.1, "share of the steps in which the learning rate climbs", "share", high=0.99)

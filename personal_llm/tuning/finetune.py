@@ -154,7 +154,6 @@ def finetune(
     out=None,  # the adapter's folder; by default a temporary one, which can't be resumed
     seed: int = 0,
     progress: bool = True,  # show a progress bar on stderr
-    replay: list = (),  # general dialogues to mix in, so that the model forgets less
     on_step=None,  # a function of (step, training loss), such as a logger, called after each step
 ) -> Adapter:
     "Fine-tune a LoRA adapter on dialogues and save it in a folder (Qin et al. 2024, section 4)."
@@ -170,7 +169,7 @@ def finetune(
         config = config.match_adapter(read_lora_config(start), start)
     training, validation = validation_split(dialogues, config.validation, check_seed(seed))
     length = config.max_length
-    samples = [model.encode(remove_earlier_turns(d), length) for d in [*training, *replay]]
+    samples = [model.encode(remove_earlier_turns(d), length) for d in training]
     validation_samples = [model.encode(remove_earlier_turns(d), length) for d in validation]
     checkpoints = None
     if out:
@@ -179,8 +178,7 @@ def finetune(
         torch.manual_seed(seed)
         with trainable_adapter(model, config, start) as adapted, keep_lower_states(adapted, samples[0]):
             if out:
-                sources = [*dialogues, *replay]
-                out, checkpoints = open_output_folder(out, config, seed, model.base, sources, start)
+                out, checkpoints = open_output_folder(out, config, seed, model.base, dialogues, start)
             state = TrainingState()
             padding = model.tokenizer.pad_token_id
             steps = train(adapted, samples, validation_samples, config, padding, state, seed, checkpoints)

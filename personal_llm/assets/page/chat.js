@@ -82,7 +82,7 @@ async function write(item, body) { // whether a reply came
   }
 }
 
-page.send = async (text, turn = null) => { // turn: whose place the new one takes; returns whether a reply came
+page.send = async (text, turn = null, isVaried = false) => { // turn: whose place the new one takes; returns whether a reply came
   if (isWriting()) return false;
   const waiting = make("p", { className: "soft", textContent: "Reading the chat and what I know about you …" });
   const item = make("li", {}, make("p", { className: "own", dir: "auto", textContent: text }), waiting);
@@ -97,7 +97,7 @@ page.send = async (text, turn = null) => { // turn: whose place the new one take
   const messages = [{ role: "user", content: text }];
   const body = { model: "personal", stream: true, talk: talk === "new" ? "" : talk, messages, replaces: turn?.id };
   const other = { temperature: 0.8, seed: Math.floor(Math.random() * 2 ** 31) };
-  if (turn?.reply && turn.prompt === text) Object.assign(body, other); // another try
+  if (isVaried) Object.assign(body, other);
   reply = write(item, body);
   const isWhole = await reply;
   reply = null;

@@ -4,11 +4,13 @@ export const wide = matchMedia("(min-width: 64rem)"); // whether the list of cha
 export const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 export const attempt = (action) => action().catch((error) => show(error.message)); // shows an error, and goes on
 
+export const makeSentence = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
+
 const SECONDS = 12; // that a note stays; the header's button brings it back
 let leaving = 0; // the timer of its end
 
 export function show(text = "") { // a note; without a text: it goes
-  $("said").textContent = text.slice(0, 1).toUpperCase() + text.slice(1);
+  $("said").textContent = makeSentence(text);
   $("note").hidden = !text;
   clearTimeout(leaving);
   const leave = () => ($("note").matches(":hover, :focus-within") ? keep() : show());

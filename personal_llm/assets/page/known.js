@@ -1,5 +1,5 @@
 // what is known, and learning
-import { $, attempt, count, makeLine, show, stamp, sync } from "./dom.js";
+import { $, attempt, count, makeLine, makeSentence, show, stamp, sync } from "./dom.js";
 import { get, post } from "./server.js";
 import { change, makePlaces, openEditor, page } from "./turns.js";
 
@@ -44,6 +44,8 @@ export async function loadKnown() {
   fill("statements", "id", (row) => makeKnown(row, null, forget(row)));
 }
 
+const nameTime = (seconds) => (seconds < 90 ? count(Math.ceil(seconds), "second") : count(Math.round(seconds / 60), "minute"));
+
 function showSteps({ stored, corrected }) { // of a first visit
   const step = corrected ? 3 : Number($("steps").dataset.step);
   for (const [place, item] of [...$("steps").children].entries()) item.ariaCurrent = place + 1 === step ? "step" : null;
@@ -53,7 +55,7 @@ function showSteps({ stored, corrected }) { // of a first visit
 export async function loadStatus() {
   const status = await get("status");
   const isLearning = status.is_learning;
-  const time = status.seconds ? ` It took ${count(Math.ceil(status.seconds / 60), "minute")} the last time.` : "";
+  const time = status.seconds ? ` It took ${nameTime(status.seconds)} the last time.` : "";
   const idle = status.unlearned ? `${count(status.unlearned, "correction")} not trained in yet.` : "Nothing new to train in.";
   $("learning").textContent = isLearning ? `Learning. You can go on chatting.${time}` : idle;
   $("model").textContent = status.model.split("/").pop() + (isLearning ? " · learning" : "");
@@ -62,9 +64,11 @@ export async function loadStatus() {
   $("learn").disabled = isLearning || !status.unlearned;
   $("undo").hidden = isLearning || !status.finetunes;
   $("take-back").textContent = `Undo: ${status.undo}`;
+  $("take-back").value = status.way;
   $("take-back").hidden = $("recall").hidden = !status.undo;
   showSteps(status);
-  if (status.messages.length) show(status.messages.join(" "));
+  const cost = status.way === "undo" ? `It took ${nameTime(status.seconds)} of computing.` : "";
+  if (status.messages.length) show([...status.messages.map(makeSentence), cost].filter(Boolean).join(" "));
 }
 
 for (const name of ["learn", "stop", "undo"]) {

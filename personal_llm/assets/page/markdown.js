@@ -11,7 +11,7 @@ markdown.use(tex, { delimiters: "all", render: write });
 markdown.validateLink = (address) => /^https?:/i.test(address);
 
 const purify = createDOMPurify(window);
-const ALLOWED = { USE_PROFILES: { html: true, mathMl: true }, FORBID_ATTR: ["style"], RETURN_DOM_FRAGMENT: true };
+const ALLOWED = { USE_PROFILES: { html: true, mathMl: true }, FORBID_ATTR: ["style"], ADD_FORBID_CONTENTS: ["annotation"], RETURN_DOM_FRAGMENT: true };
 
 export function makeMarkdown(text) {
   const root = make("div", { className: "reply", dir: "auto" }, purify.sanitize(markdown.render(text), ALLOWED));

@@ -57,7 +57,7 @@ addEventListener("keydown", (event) => {
   show();
 });
 $("recall").onclick = () => { show("What you did last:"); $("take-back").focus(); };
-$("take-back").onclick = () => attempt(async () => { await change("take_back"); if ($("take-back").hidden) $("main").focus(); });
+$("take-back").onclick = () => attempt(async () => { await change($("take-back").value); if ($("take-back").hidden) $("main").focus(); });
 for (const button of document.querySelectorAll("#steps button")) button.onclick = () => page.send(button.textContent);
 setInterval(() => { if (session.key && !document.hidden) attempt(loadStatus); }, 5000);
 wide.onchange = () => openTalks(wide.matches);

@@ -40,8 +40,8 @@ function openForm(item, kind, texts, turn, start, action) { // action: of a text
 export function openEditor(item, turn) {
   const texts = { what: "The reply you wanted", save: "Save the correction" };
   openForm(item, "better", texts, turn, turn.reply, async (text) => {
-    const { kind, place } = await post("react", { id: turn.id, kind: "better", text });
-    show(kind === "up" ? "Not changed: you liked this reply." : `Correction saved. It applies to ${place}.`);
+    const { kind, message } = await post("react", { id: turn.id, kind: "better", text });
+    show(kind === "up" ? "Not changed: you liked this reply." : message);
   });
 }
 
@@ -69,7 +69,7 @@ export function makePlaces(scope, name, fields) { // the choice where correction
   return places;
 }
 
-const MARKS = { up: "You liked this reply", down: "You did not like this reply" };
+const MARKS = { up: "You liked this reply", down: "You did not like this reply", not_here: "You said: not here", here_too: "You said: here, too" };
 
 function describeUse({ is_corrected, read, said }, reasons) { // what a reply used, and why; reasons: known until the page is loaded anew
   const of = read.map((prompt) => `“${prompt}”`).join(", ");
@@ -79,9 +79,14 @@ function describeUse({ is_corrected, read, said }, reasons) { // what a reply us
   return parts.filter(Boolean).join(". ");
 }
 
+async function judge(turn, kind, isLast) { // a correction of the gate, after which the newest reply is written anew
+  await change("react", { id: turn.id, kind });
+  if (isLast) await page.send(turn.prompt, turn);
+}
+
 export function makeTurn({ turn, question, isLast, reasons }) {
   const id = turn.id;
-  const again = () => page.send(turn.prompt, turn);
+  const again = () => page.send(turn.prompt, turn, Boolean(turn.reply));
   const lost = turn.is_writing ? "Reading the chat …" : turn.is_cut ? "The reply was cut off before its end." : "This reply was forgotten.";
   const react = (kind) => () => change("react", { id, kind }, `${MARKS[kind]}.`);
   const own = {
@@ -97,6 +102,8 @@ export function makeTurn({ turn, question, isLast, reasons }) {
   const [kind, places] = turn.is_own ? ["Your text", makePlaces(turn.scope, "scope", { id })] : [];
   const uses = turn.is_own ? "" : describeUse(turn, reasons);
   const texts = { own: turn.prompt, kind, answered: reply, uses, length, question, places, mark: MARKS[turn.reaction] };
+  if (uses && turn.is_corrected) ofReply.not_here = () => judge(turn, "not_here", isLast);
+  else if (uses && reasons.length) ofReply.here_too = () => judge(turn, "here_too", isLast);
   const item = stamp("turn-item", texts, { ...own, ...(turn.reply ? ofReply : { [turn.is_cut ? "resume" : "answer"]: again }) });
   if (isLast) item.querySelector("[name=better], [name=resume]")?.classList.add("primary");
   if (drafts.has(`better-${id}`)) openEditor(item, turn);
