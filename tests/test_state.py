@@ -464,6 +464,7 @@ def test_a_folder_made_by_an_earlier_state_of_the_package_opens_with_all_that_it
         everywhere=["In short: Shakespeare."],
         left_alone=["I'm glad you told"],  # later replies used corrections, which counted as left alone then
         plain=[],
+        wanted=[],
     )
     talks = [[state.newest(id).prompt for id in ids] for ids in state.list_talks().values()]
     assert [len(talk) for talk in talks] == [1, 1, 1, 1, 2, 1, 1]
