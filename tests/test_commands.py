@@ -134,13 +134,19 @@ def test_chat_reads_a_pipe_and_goes_on(mine, capsys, monkeypatch):
     assert found(capsys, "status", "--out", mine)["stored"] == 55, "54 of the file, and one turn"
 
 
-def test_learn_trains_on_what_was_corrected(mine, capsys, monkeypatch):
+def test_learn_trains_on_what_was_corrected(tmp_path, capsys, monkeypatch):
+    me = tmp_path / "me"
     given = ("--steps", 2, "--learning-rate", 2e-3, "--batch-size", 1, "--max-length", 99)
-    assert found(capsys, "learn", "--out", mine, *given)["learned"] is False
-    monkeypatch.setattr(sys, "stdin", io.StringIO("What is tea?\n/better In short: a drink.\n"))
-    invoke(capsys, "chat", "--out", mine)
-    assert found(capsys, "learn", "--out", mine, *given)["learned"] is True
-    config = json.loads((find_adapter(mine) / "adapter.json").read_text())["config"]
+
+    def learn_after(talk: str, *more) -> bool:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(talk))
+        invoke(capsys, "chat", "--out", me)
+        return found(capsys, "learn", "--out", me, *given, *more)["learned"]
+
+    assert not learn_after("What is milk?\n")
+    assert learn_after("What is tea?\n/better In short: a drink.\n", "--rank", 3, "--dropout", 0.1)
+    assert learn_after("What is rain?\n/better In short: water.\n")
+    config = json.loads((find_adapter(me) / "adapter.json").read_text())["config"]
     assert [config[name.lstrip("-").replace("-", "_")] for name in given[::2]] == [*given[1::2]]
     assert (config["rank"], config["dropout"]) == (3, 0.1), "those of the first fine-tune"
 
