@@ -732,3 +732,17 @@ def test_nothing_is_acknowledged_in_a_folder_that_is_gone(model, tmp_path):
     (tmp_path / "moved").rename(tmp_path / "me")
     assert session.react("better", "Leaves.").kind == "better"
     session.close()
+
+
+def test_the_line_after_a_correction_says_where_the_gate_applies_it(model, monkeypatch):
+    monkeypatch.setenv("PERSONAL_LLM_ENCODER", "use-multilingual-v3")
+    session = open_chat(model)
+    names = []
+    for prompt in ("How do I make pancakes?", "Write to my landlord."):
+        session.open_talk()
+        say(session, prompt)
+        id = session.me.state.root(session.turns[0])
+        session.react("better", "In short: yes.", id=id)
+        names.append(session.scoping.describe_scope([id], "").name)
+    assert names == ["applies_auto", "applies_widely"]
+    assert session.scoping.describe_scope([id], "here").name == "applies_here"

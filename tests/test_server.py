@@ -283,7 +283,7 @@ def test_a_whole_day(tmp_path):
         turns = ask("GET", f"/me/talks?talk={first['talk']}")[1]["turns"]
         assert [turn["prompt"] for turn in turns] == ["My knee hurts.", "What shall I cook?"]
         plan = ask("POST", "/me/forget", dict(text="KNEE", dry=True))[1]
-        assert plan["dialogues"] == [first["id"]] and len(plan["lines"]) == 2, "the reply in its talk had read it"
+        assert plan["dialogues"] == [first["id"]] and len(plan["lines"]) == 2, "the reply after it had read it"
         assert len(ask("GET", "/me/known")[1]["answers"]) == 2, "a dry run changes nothing"
         assert ask("POST", "/me/forget", dict(text="KNEE"))[1]["lines"] == plan["lines"]
         assert ask("POST", "/me/forget", dict(talk=other["talk"]))[1]["dialogues"] == [other["id"]]
@@ -829,7 +829,7 @@ def test_what_was_acknowledged_survives_a_kill_and_no_word_is_printed(tmp_path):
             body = dict(model="personal", messages=messages(f"I live in {SECRET} {len(said)}."), max_tokens=2)
             id = ask(port, token, "POST", COMPLETIONS, body)[1]["me"]["id"]
             better = dict(id=id, kind="better", text=BETTER)
-            assert ask(port, token, "POST", "/me/react", better)[1]["place"] == "similar prompts"
+            assert ask(port, token, "POST", "/me/react", better)[1]["message"].startswith("Applies to similar prompts")
             said.append(id)
         finally:
             process.send_signal(end)

@@ -303,7 +303,8 @@ class Scoping:
         if not self.me.settings.memories:
             return Note("not_used", **about)
         if scope or not {*ids} <= state.plain:
-            return Note(f"applies_{scope or 'auto'}", **about)
+            is_wide = not scope and self.me.memory.applies_widely(state)
+            return Note(f"applies_{'widely' if is_wide else scope or 'auto'}", **about)
         rest = [Note("everywhere_still_applies")] * ("everywhere" in state.scopes.values())
         return Note("line", parts=(Note("counts_against", **about), *rest))
 

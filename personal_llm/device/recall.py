@@ -16,7 +16,7 @@ from ..base.core import Dialogue
 from ..base.encoder import VectorStore, encode, get_encoder_id
 from ..data.reading import load_replay
 from ..base.notes import Note
-from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, judge
+from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, is_scattered, judge
 from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, retrieve
 from ..memory.statements import FIT, Statement, find_statements, is_private
 from .archive import Archive, load_vectors, store_said, store_vectors
@@ -130,6 +130,15 @@ class Memory:
         row = self.vectors.embed([prompt])[0]
         foreign = find_foreign(evidence, prompt, self.languages)
         return judge(evidence, embed_prompts(evidence, self.vectors.embed), row, self.general, foreign)
+
+    def applies_widely(self, state: State) -> bool:
+        "Return whether corrections without a scope apply to nearly all prompts, since they share no subject."
+        with self.lock:
+            answers = get_evidence(state).answers
+            if len(answers) < 2:
+                return False
+            self.load()
+            return is_scattered(self.vectors.embed([d.prompt for d in answers]), self.general)
 
     def find(
         self,

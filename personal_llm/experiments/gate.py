@@ -6,16 +6,17 @@
 __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUEST', 'ONE', 'SLEEPERS', 'CHOOSERS', 'GROUPS',
            'ORDER', 'ENGLISH', 'FOREIGN', 'TOLD', 'HALF', 'ENGLISH_SUBJECTS', 'IN_TIME', 'BARE', 'FAMILY', 'BARE_LARGE',
            'BARE_FAMILY', 'NIGHTS', 'GRIDS', 'MINILM', 'ORDERS', 'OTHERS', 'PROBES', 'TAKEN_OUT', 'RULES', 'DECISIONS',
-           'WEIGHTS', 'REACHES', 'DEVELOPMENT', 'REPLIES', 'README_ROWS', 'REAL_DATA', 'REAL_FILES', 'NO_SUBJECTS',
-           'REAL_DRAWS', 'REAL_QUESTIONS', 'REAL_RULES', 'SPEAKERS', 'TOPICS', 'REAL_UNITS', 'REAL', 'SHIPPED',
-           'find_people', 'write_wish', 'list_corrections', 'list_alone', 'list_tests', 'choose_turns',
-           'write_instruction', 'measure_bare', 'measure', 'list_choices', 'measure_choices', 'list_answers',
-           'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream', 'list_others',
-           'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'list_development', 'judge_development',
-           'measure_development', 'read_replies', 'read_decisions', 'list_states', 'score_texts', 'score', 'list_able',
-           'measure_d_prime', 'read_choices', 'splice_choices', 'write_readme_table', 'write_readme_answer',
-           'open_real', 'read_trivia', 'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows',
-           'measure_real', 'read_balance', 'judge_real']
+           'SCENES', 'PACKAGE', 'WEIGHTS', 'REACHES', 'DEVELOPMENT', 'REPLIES', 'README_ROWS', 'REAL_DATA',
+           'REAL_FILES', 'NO_SUBJECTS', 'REAL_DRAWS', 'REAL_QUESTIONS', 'REAL_RULES', 'SPEAKERS', 'TOPICS',
+           'REAL_UNITS', 'REAL', 'SHIPPED', 'find_people', 'write_wish', 'list_corrections', 'list_alone', 'list_tests',
+           'choose_turns', 'write_instruction', 'measure_bare', 'measure', 'list_choices', 'measure_choices',
+           'list_answers', 'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream',
+           'list_others', 'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'Shipped', 'load_general',
+           'judge_scenes', 'measure_package', 'list_development', 'judge_development', 'measure_development',
+           'read_replies', 'read_decisions', 'list_states', 'score_texts', 'score', 'list_able', 'measure_d_prime',
+           'read_choices', 'splice_choices', 'write_readme_table', 'write_readme_answer', 'open_real', 'read_trivia',
+           'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows', 'measure_real', 'read_balance',
+           'judge_real']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
@@ -31,12 +32,13 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.encoder import DEFAULT_ENCODER, encode
-from ..data.reading import load_samples
+from ..data.reading import load_replay, load_samples
 from .breaks import choose_word, draw_items
 from .containment import format_estimate
 from .harness import RESULTS, Grid, compute_d_prime, decide_all, decide_mean
 from .harness import mean_over_users, read_results
 from .person import LARGE, SMALL, has_form, is_right, load_once, write_form, write_reply
+from ..memory.gate import Gate, General, Points
 from ..memory.retrieval import add_memories
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -311,6 +313,10 @@ class Judge:
             found &= ~(self.taken_out.largest > nearest)
         return found
 
+    def opens(self, place: int) -> bool:
+        "Say whether corrections apply to one of the prompts."
+        return bool(self.is_open()[place])
+
     def arrive(self, place: int, is_used: bool, is_taken_out: bool) -> None:
         "Let a dialogue with one of the prompts enter the evidence."
         row = self.prompts @ self.prompts[place]
@@ -327,7 +333,7 @@ def run_stream(judge: Judge, places: list, share: float, rng) -> list:  # of boo
     "Let other dialogues pass, each judged by the rule; the form is taken out of a share of the replies that used it."
     used = []
     for place in places:
-        used.append(bool(judge.is_open()[place]))
+        used.append(judge.opens(place))
         judge.arrive(place, used[-1], is_taken_out=bool(rng.random() < share))
     return used
 
@@ -363,14 +369,15 @@ def list_places(name: str) -> dict:  # place -> prompts
 
 
 def judge_person(
-    rule: Rule, corrections: list, alone: list, places: dict, is_everywhere: bool, is_english: bool
-) -> dict:
+    rule: Rule, corrections: list, alone: list, places: dict, is_everywhere: bool, is_english: bool, build=None
+) -> dict:  # build: (corrections, alone, prompts) -> the judge; None: of the rule
     "Return where a rule opens at the start and after each stream."
+    build = build or functools.partial(Judge, rule)
     known = load_rows(rule.encoder)
     texts = list(dict.fromkeys(text for prompts in places.values() for text in prompts))
     width = len(known[texts[0]])
     rows = lambda prompts: np.array([known[text] for text in prompts]).reshape(len(prompts), width)
-    make = lambda alone, texts: Judge(rule, rows(corrections), rows(alone), rows(texts))
+    make = lambda alone, texts: build(rows(corrections), rows(alone), rows(texts))
 
     def look(judge: Judge, offset: int = 0) -> dict:  # place -> "1" where open and "0" elsewhere, or a share
         found = dict(zip(texts, judge.is_open()[offset:]))
@@ -405,6 +412,81 @@ def measure_decisions(jobs: list):  # yields a dict of results a job
 
 DECISIONS = [dict(user=name, rule=rule) for name in ORDER for rule in RULES]
 GRIDS += (Grid("gate-decisions", DECISIONS, measure_decisions, (), None),)
+
+# %% ../../nbs/experiments/79_gate.ipynb #gatepkg2
+class Shipped:
+    "The package's gate with the evidence of a person, over prompts that are known beforehand."
+
+    def __init__(self, corrections: np.ndarray, alone: np.ndarray, prompts: np.ndarray, passed: np.ndarray = None):
+        passed = alone[:0] if passed is None else passed  # let pass before the first correction
+        self.prompts = prompts  # vectors (prompts, width), as are the others
+        self.taught = Points(corrections, np.ones(len(corrections)))
+        self.opposing = np.concatenate([passed, alone])
+        self.times = np.repeat([0.0, 2.0], [len(passed), len(alone)])
+
+    def make_gate(self) -> Gate:
+        return Gate(self.taught, Points(self.opposing, self.times), load_general())
+
+    def is_open(self) -> np.ndarray:  # (prompts,) of booleans
+        "Say for each prompt whether corrections apply."
+        return self.make_gate().opens(self.prompts)
+
+    def opens(self, place: int) -> bool:
+        "Say whether corrections apply to one of the prompts."
+        return bool(self.make_gate().opens(self.prompts[[place]])[0])
+
+    def arrive(self, place: int, is_used: bool, is_taken_out: bool) -> None:
+        "Let a dialogue with one of the prompts enter the evidence."
+        if not is_used or is_taken_out:
+            self.opposing = np.concatenate([self.opposing, self.prompts[[place]]])
+            self.times = np.append(self.times, np.inf if is_taken_out and is_used else 3.0)
+
+
+@functools.cache
+def load_general() -> General:
+    "Return the package's general prompts."
+    return General(encode([d.prompt for d in load_replay(200)], DEFAULT_ENCODER))
+
+
+SCENES = {  # name -> (corrections, whether eight were left alone since, whether own and eight were let pass before)
+    "one correction": (1, False, False),
+    "three corrections": (3, False, False),
+    "three, eight left alone since": (3, True, False),
+    "three, after eleven let pass": (3, False, True),
+}
+
+
+def judge_scenes(name: str) -> dict:  # scene -> place -> share of prompts for which the gate opens
+    "Judge a person's prompts in the orders in which people live."
+    known = load_rows(DEFAULT_ENCODER)
+    width = len(next(iter(known.values())))
+    rows = lambda prompts: np.array([known[text] for text in prompts]).reshape(len(prompts), width)
+    corrected = [prompt for prompt, _ in list_corrections(name)]
+    own = [item[0] for item in SUBJECTS[PEOPLE[name]["own"][0]]]
+    passed = [] if PEOPLE[name]["kind"] == "everywhere" else own[NUM_CORRECTIONS : min(6, len(own) - 6)]
+    places = {place: prompts for place, prompts in list_places(name).items() if prompts and place != "choices"}
+    shares = {}
+    for scene, (count, is_since, is_before) in SCENES.items():
+        sides = (list_alone(name) * is_since, (list_alone(name) + passed) * is_before)
+        for place, prompts in places.items():
+            judge = Shipped(rows(corrected[:count]), rows(sides[0]), rows(prompts), rows(sides[1]))
+            shares.setdefault(scene, {})[place] = round(float(judge.is_open().mean()), 4)
+    return shares
+
+
+def measure_package(jobs: list):  # yields a dict of results a job
+    "Judge the package's gate for a person."
+    for job in jobs:
+        name = job["user"]
+        person = PEOPLE[name]
+        corrections = [prompt for prompt, _ in list_corrections(name)]
+        kind = (person["kind"] == "everywhere", person["language"] == "English")
+        found = judge_person(Rule(), corrections, list_alone(name), list_places(name), *kind, build=Shipped)
+        yield found | dict(scenes=judge_scenes(name))
+
+
+PACKAGE = "the package"
+GRIDS += (Grid("gate-package", [dict(user=name, rule=PACKAGE) for name in ORDER], measure_package, (), None),)
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0015
 WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5)
@@ -486,7 +568,8 @@ def read_replies(model: str = SMALL) -> dict:  # (user, condition) -> place -> r
 
 @functools.cache
 def read_decisions() -> dict:  # (user, rule) -> the row
-    return {(row["user"], row["rule"]): row for row in read_results("gate-decisions")}
+    rows = read_results("gate-decisions") + read_results("gate-package")
+    return {(row["user"], row["rule"]): row for row in rows}
 
 
 def list_states(
@@ -572,8 +655,8 @@ def splice_choices(rule: str, state="start", condition: str = "always", people: 
 README_ROWS = {  # label -> (rule, state); state: "start", or the probability of taking a misplaced form out, after 400
     "the three corrections in every prompt": ("always", "start"),
     "a fixed similarity threshold": ("threshold", "start"),
-    "the gate, on the first day": ("gate, w .25", "start"),
-    "the gate, after 400 other dialogues": ("gate, w .25", 0.0),
+    "the gate, on the first day": (PACKAGE, "start"),
+    "the gate, after 400 other dialogues": (PACKAGE, 0.0),
 }
 
 
@@ -595,7 +678,7 @@ def write_readme_answer() -> str:
     replies = read_replies()
     people = list_able("one subject")
     told = [name for name in people if (name, "instruction") in replies and (name, "written") in replies]
-    rules = dict(always="gate, w .25", instruction="always")  # condition -> rule
+    rules = dict(always=PACKAGE, instruction="always")  # condition -> rule
     scores = {c: [score(name, rule, "start", c) for name in told] for c, rule in rules.items()}
 
     def mean(condition: str, metric: str) -> str:

@@ -126,6 +126,12 @@ class General:
         return np.quantile(self.rows @ rows.T, NEARNESS, axis=0)
 
 # %% ../../nbs/3_memory/03_gate.ipynb #gengat13
+def is_scattered(rows: np.ndarray, general: General) -> bool:  # vectors (corrections, width), oldest first
+    "Return whether corrections are about no subject: no closer to each other than general prompts are by chance."
+    newest = rows[-NEWEST:]
+    return len(newest) > 1 and measure_spread(newest) <= general.measure_chance(len(newest))
+
+
 def compare_rows(rows: np.ndarray, others: np.ndarray) -> np.ndarray:  # vectors -> similarities (rows, others)
     "Return the similarities of vectors to others; no rows may have any width."
     return rows @ others.T if len(rows) else np.zeros((0, len(others)), "f4")
@@ -142,13 +148,9 @@ class Gate:
     "Corrections, and what opposes them."
 
     def __init__(self, taught: Points, opposing: Points, general: General = General(), is_narrow: bool = False):
-        newest = taught.rows[-NEWEST:]
         self.taught = taught.rows
-        self.reach = measure_reach(newest)
-        chance = REACH * general.measure_chance(len(newest))
-        self.is_scattered = (
-            not is_narrow and -np.inf < self.reach <= chance
-        )  # narrow: the person said, only this subject
+        self.reach = measure_reach(taught.rows)
+        self.is_scattered = not is_narrow and is_scattered(taught.rows, general)  # narrow: "only this subject"
         num_since = 0 if is_narrow else int(np.sum(opposing.times > taught.times.min()))
         self.general = general.rows[: 0 if self.is_scattered else NUM_OPPOSING // (num_since + 1)]
         similarities = taught.rows @ opposing.rows.T
