@@ -139,7 +139,8 @@ def test_live_computed_anew_and_read_from_disk_are_one_state(policy, tmp_path_fa
                 try:
                     do(session, verb, number)
                 except InputError:
-                    assert describe(state) == before, "a refusal changes nothing"
+                    is_same = describe(state) == before
+                    assert is_same or verb == "learn", "a refusal changes nothing, but `learn` first takes over scores"
                 assert describe(begin_state(state.archive, state.buffer)) == describe(state), verb
                 if verb == "learn" and number % 2:
                     assert list_unlearned(state) == [], "what was learned is not learned again"
