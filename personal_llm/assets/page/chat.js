@@ -103,8 +103,8 @@ page.send = async (text, turn = null, isVaried = false) => { // turn: whose plac
   reply = null;
   for (const one of isWhole ? gone : [item]) one.remove();
   for (const one of gone) one.hidden = false;
-  $("send").textContent = "Send";
   if (session.key) await attempt(page.loadTalk);
+  if (!isWhole) $("send").textContent = "Send"; // perhaps nothing could be loaded
   if (isWhole) goToEnd();
   else if (!turn && $("turns").lastChild?.querySelector(".own").textContent !== text) $("line").value ||= text; // not stored
   if (document.activeElement === document.body) $("turns").lastElementChild?.querySelector("button")?.focus();
