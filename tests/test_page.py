@@ -336,7 +336,7 @@ def test_a_note_leaves_by_itself_and_comes_back_and_moves_nothing(page):
     assert count_covered(page) <= 0
     page.until(lambda: not page.find("#note").is_displayed())
     page.press("Undo …")
-    page.press("Undo: “Good reply” to “My knee hurts.”")
+    page.press("Undo: your thumbs-up for the reply to “My knee hurts.”")
     page.until(lambda: "Taken back" in page.find("#note").text)
 
 

@@ -32,7 +32,7 @@ from personal_llm.device.chat import QUESTION_TEXT, ChatSession
 from personal_llm.device.forgetting import fold, holds
 from personal_llm.device.state import CLIENT, FILE
 from personal_llm.device.personalizer import describe_act
-from personal_llm.device.evidence import describe_state, find_habit_question, list_answered, list_habits
+from personal_llm.device.evidence import describe_state, find_habit_question, list_answered, list_corrected, list_habits
 
 uvicorn = import_extra("uvicorn", "serve", "the server")
 import_extra("fastapi", "serve", "the server")
@@ -413,7 +413,7 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
             talks=rows,
             talk=talk if talk in talks else "",
             title=titles.get(talk, ""),
-            is_taught=bool(list_answered(state)),
+            is_taught=bool(list_corrected(state)),
         )
         | shown
     )

@@ -32,7 +32,7 @@ $("open-known").onclick = () => attempt(async () => {
   $("known-title").focus();
 });
 $("new").onclick = () => { $("line").focus(); attempt(() => page.openTalk("new")); };
-$("open-talks").onclick = () => openTalks($("talks").hidden);
+$("open-talks").onclick = () => { show(); openTalks($("talks").hidden); };
 $("forget-all").onclick = () => page.forget({ everything: true });
 onSubmit($("forget-form"), () => page.forget({ text: $("words").value }));
 onSubmit($("always-form"), async () => {
