@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from candidates import ROUND
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
@@ -121,8 +121,23 @@ def open_session(folder, policy):
     return ChatSession(load_model("pocket"), folder, clock=clock, idle_seconds=999.0, **options)
 
 
+QUESTION_FORGOTTEN = [
+    ("say", 0),
+    ("better", 0),
+    ("settle", 0),
+    ("say", 0),
+    ("say", 0),
+    ("say", 0),
+    ("up", 0),
+    ("say", 8),
+]
+QUESTION_FORGOTTEN += [("learn", 0), ("better", 1), ("say", 0), ("say", 0), ("learn", 0), ("say", 0), ("better", 4)]
+QUESTION_FORGOTTEN += [("replace", 2), ("forget", 7), ("say", 9)]  # the reply that a question was about
+
+
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=26, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=26, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@example(QUESTION_FORGOTTEN)
 @given(st.lists(st.tuples(st.sampled_from(VERBS), st.integers(0, 9)), min_size=12, max_size=30))
 def test_live_computed_anew_and_read_from_disk_are_one_state(policy, tmp_path_factory, verbs):
     folder = tmp_path_factory.mktemp("me")

@@ -381,7 +381,7 @@ def _discarded(state: State, id: str, content: dict) -> None:
 
 def _asked(state: State, id: str, content: dict) -> None:
     if content["is_open"]:
-        state.question = id
+        state.question = id if id in state.scores else ""  # its reply may be forgotten
     else:  # the user gave no answer
         state.cost.requests += 1
         state.asked.add(id)
