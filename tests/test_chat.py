@@ -158,7 +158,8 @@ def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
     assert write(session, "/everywhere") == f"Applies to all replies: your corrections of {prompts}"
     counted = "(3 of 3; the replies before 0 of 1)"
     assert write(session, "/style").startswith(f"1. opens with “In short: answer” {counted}: All replies; from “What")
-    assert write(session, "/auto") == f"Applies to similar prompts: your corrections of {prompts}"
+    wide = "nearly all prompts, since your corrections share no subject"
+    assert write(session, "/auto") == f"Applies to {wide}: your corrections of {prompts}"
     assert get_evidence(session.me.state).everywhere == ()
     assert find_habit_question(session.me.state) is None, "it is not asked again"
 
