@@ -2186,8 +2186,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'personal_llm/experiments/law.py'),
                                               'personal_llm.experiments.law.list_prompts': ( 'experiments/law.html#list_prompts',
                                                                                              'personal_llm/experiments/law.py'),
-                                              'personal_llm.experiments.law.load_general': ( 'experiments/law.html#load_general',
-                                                                                             'personal_llm/experiments/law.py'),
                                               'personal_llm.experiments.law.load_vectors': ( 'experiments/law.html#load_vectors',
                                                                                              'personal_llm/experiments/law.py'),
                                               'personal_llm.experiments.law.look_up': ( 'experiments/law.html#look_up',

@@ -95,7 +95,7 @@ class Memory:
                 self.list_statements(state)
                 vectors = self.vectors
                 groups = vars(get_evidence(state)).values()
-                prompts = dict.fromkeys([*list_general(), *(d.prompt for group in groups for d in group)])
+                prompts = dict.fromkeys(d.prompt for group in groups for d in group)
                 missing = [prompt for prompt in prompts if prompt not in vectors.vectors]
             for first in range(0, len(missing), BLOCK_SIZE):
                 block = missing[first : first + BLOCK_SIZE]

@@ -32,7 +32,8 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.encoder import DEFAULT_ENCODER, encode
-from ..data.reading import load_replay, load_samples
+from ..data.reading import load_samples
+from ..device.recall import list_general
 from .breaks import choose_word, draw_items
 from .containment import format_estimate
 from .harness import RESULTS, Grid, compute_d_prime, decide_all, decide_mean
@@ -443,9 +444,9 @@ class Shipped:
 
 
 @functools.cache
-def load_general() -> General:
+def load_general(encoder: str = DEFAULT_ENCODER) -> General:
     "Return the package's general prompts."
-    return General(encode([d.prompt for d in load_replay(200)], DEFAULT_ENCODER))
+    return General(encode(list_general(), encoder))
 
 
 SCENES = {  # name -> (corrections, whether eight were left alone since, whether own and eight were let pass before)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BANK', 'PEOPLE', 'ORDERS', 'NUM_OTHERS', 'NUM_PROBES', 'TAKEN_OUT', 'SILENCES', 'ENCODERS', 'GATES', 'FACTORS',
-           'JOBS', 'GRIDS', 'list_lives', 'list_prompts', 'list_others', 'load_vectors', 'load_general', 'Evidence',
-           'look_up', 'open_threshold', 'open_reach', 'open_reach_of_corrections', 'open_closeness', 'open_nearest',
+           'JOBS', 'GRIDS', 'list_lives', 'list_prompts', 'list_others', 'load_vectors', 'Evidence', 'look_up',
+           'open_threshold', 'open_reach', 'open_reach_of_corrections', 'open_closeness', 'open_nearest',
            'open_three_nearest', 'open_centroid', 'open_grace', 'make_gate', 'open_shipped',
            'open_shipped_with_reach_of_all', 'begin', 'choose_constant', 'run_stream', 'measure']
 
@@ -19,6 +19,7 @@ from ..base.core import make_generator
 from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
 from ..device.recall import list_general
+from .gate import load_general
 from .harness import RESULTS, Grid
 from ..memory.gate import Gate, General, Points, measure_closeness, measure_reach, measure_spread
 
@@ -71,12 +72,6 @@ def load_vectors(encoder: str) -> dict:  # text -> vector
         texts += stream + probes
     texts = list(dict.fromkeys(texts))
     return dict(zip(texts, encode(texts, encoder)))
-
-
-@functools.cache
-def load_general(encoder: str) -> General:
-    "Return the general prompts of the shipped gate."
-    return General(encode(list_general(), encoder))
 
 # %% ../../nbs/experiments/83_law.ipynb #law00008
 class Evidence:
