@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -150,14 +149,6 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert archive.file == tmp_path / "me" / ARCHIVE_FILE and sorted(p.name for p in tmp_path.iterdir()) == ["me"]
 
 
-def test_facts_are_kept_by_name(tmp_path):
-    archive = Archive(tmp_path)
-    assert archive.get_fact("owner") == "" and archive.set_fact("owner", "a") == "a"
-    archive.set_fact("owner", "b")
-    archive.close()
-    assert Archive(tmp_path).get_fact("owner") == "b"
-
-
 def test_an_archive_in_memory_needs_no_temporary_file():
     archive = Archive()
     assert archive.file is None and archive.execute("PRAGMA temp_store") == [(2,)], "MEMORY"
@@ -202,12 +193,3 @@ def test_a_foreign_file_and_an_earlier_version_are_one_line_and_stay_as_they_are
         Archive(tmp_path)
     assert file.read_bytes() == before
     assert is_archive_file(file) == (content == "PRAGMA user_version = 0")
-
-
-def test_a_dialogue_with_a_known_id_is_replaced_and_loses_its_vector():
-    archive = Archive()
-    say(archive, "Who wrote Emma?", "Jane.", id="a")
-    store_vectors(archive, "an encoder", dict(a=np.ones(3)))
-    say(archive, "Who wrote Emma?", "Jane Austen.", id="a")
-    assert [d.response for d in archive.dialogues.values()] == ["Jane Austen."]
-    assert load_vectors(archive, "an encoder") == {}

@@ -183,14 +183,6 @@ def test_a_question_that_a_fine_tune_overtook_is_decided_with_new_scores(model):
     assert len({entry.scores.model for entry in session.me.buffer.entries}) == 1
 
 
-def test_a_new_message_ends_an_incomplete_reply(model):
-    session = open_chat(model)
-    pieces = session.say("Hello", options=FEW)
-    next(pieces)
-    say(session, "How are you?")
-    assert [*pieces] == [] and [d.prompt for d in session.turns] == ["How are you?"]
-
-
 def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
     session = open_chat(model)
     for number in (7, 11):
@@ -347,15 +339,6 @@ def test_an_answered_question_never_comes_back(model):
         score()
         assert session.question is None and session.me.cost.requests == 1
     assert session.me.state.pending == [] and len(session.me.buffer) == 1
-
-
-def test_a_chat_that_was_closed_is_one_line(model, tmp_path):
-    session = open_chat(model, tmp_path)
-    say(session, "Hello")
-    session.close()
-    session.close()
-    with pytest.raises(InputError, match="this chat was closed; open it again"):
-        session.say("Hello")
 
 
 SAID = (  # a message, the correction of its reply, and whether both may leave the computer

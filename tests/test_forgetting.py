@@ -192,15 +192,6 @@ def test_the_list_says_why_a_reply_goes_and_which_corrections_go():
     )
 
 
-def test_all_earlier_tries_go_with_the_turn_that_took_their_place():
-    talks = Talks()
-    for id in "abc":
-        talks.say(id, f"Question {id}?", "An answer.")
-    talks.state.record("replaced", "a", by="b")
-    talks.state.record("replaced", "b", by="c")
-    assert talks.plan(ids=["c"]).dialogues == ("a", "b", "c")
-
-
 def test_an_instruction_goes_by_its_words_with_its_earlier_texts():
     talks = Talks()
     for number, text in ((1, "Call me Ada."), (1, "Call me Bo."), (2, "Be brief."), (3, "As Ada says.")):
