@@ -54,20 +54,7 @@ def test_names(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "pocket",
-        "pockett",
-        "Pocket",
-        "no/such/folder",
-        "./missing",
-        "~/missing",
-        "/nowhere",
-        "",
-        "a b",
-        "a/b/c",
-        "-x",
-        "\ud800",
-    ]
+    [*"pocket pockett Pocket no/such/folder ./missing ~/missing /nowhere a/b/c -x".split(), "", "a b", "\ud800"]
     + [5, ["pocket"], dict(), b"pocket", Path("missing"), Path(".")],
     ids=repr,
 )
