@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import break_seal, random_adapter, same, tiny, weights, write_adapter
 
 from personal_llm.base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter, attach_adapter
-from personal_llm.base.adapters import check_adapter, commit_adapter, factor_inner_product, read_adapter_card
+from personal_llm.base.adapters import check_adapter, commit_adapter, read_adapter_card
 from personal_llm.base.adapters import read_factors, read_lora_config, stage_adapter
 from personal_llm.base.core import Cost, InputError
 
@@ -183,17 +183,6 @@ def test_unfinished_files_of_others_stay(tmp_path):
     assert [file.read_text() for file in theirs] == ["half"] * 3
 
 
-def test_only_the_owner_reads_it(model, fitting, tmp_path):
-    out = tmp_path / "deep" / "adapter"
-    adapted = attach_adapter(model.model, fitting)
-    stage = stage_adapter(out, adapted.save_pretrained)
-    adapted.unload()
-    assert oct(stage.stat().st_mode & 0o777) == "0o700"
-    commit_adapter(stage, Adapter(out, model.base))
-    assert {oct(file.stat().st_mode & 0o777) for file in out.iterdir()} == {"0o600"}
-    assert {oct(folder.stat().st_mode & 0o777) for folder in (out, out.parent)} == {"0o700"}
-
-
 QV = ["q_proj", "v_proj"]
 TAKEN = dict(
     plain=dict(target_modules="all-linear"),
@@ -290,16 +279,6 @@ def plain(tmp_path):
     folder = write_adapter(tmp_path / "plain", random_pairs(2, 0)).path
     break_seal(folder)
     return folder
-
-
-@pytest.mark.parametrize("rank, other_rank, seed", [(1, 1, 0), (4, 1, 1), (2, 3, 2)])
-def test_inner_product_of_the_changes(rank, other_rank, seed):
-    one, other = random_pairs(rank, seed), random_pairs(other_rank, seed + 1, dict(second=(4, 6)))
-    (A, B), (A2, B2) = one["second"], other["second"]
-    expected = ((B @ A) * (B2 @ A2)).sum().item()
-    assert factor_inner_product(one, other) == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert factor_inner_product(other, one) == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert factor_inner_product(one, dict(elsewhere=one["first"])) == 0
 
 
 def change_config(folder, **changes):

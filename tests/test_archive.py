@@ -1,8 +1,6 @@
 "The archive: what is stored whole, what is refused, and what is left of deleted text."
 
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -44,22 +42,6 @@ def test_a_second_opening_reads_the_same_dialogues(tmp_path_factory, rows):
         assert list(again.dialogues.values()) == said
     assert len(again.events) == len(said)
     again.close()
-
-
-def test_a_process_that_dies_inside_a_transaction_leaves_the_state_before(tmp_path):
-    program = f"""
-import os
-from personal_llm.base.core import Dialogue
-from personal_llm.device.archive import Archive
-archive = Archive({str(tmp_path)!r})
-archive.add(Dialogue("stored", "yes"))
-with archive.transaction():
-    archive.add(Dialogue("lost", "no"))
-    os._exit(9)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True)
-    assert ended.returncode == 9, ended.stderr.decode()
-    assert [d.prompt for d in Archive(tmp_path).dialogues.values()] == ["stored"]
 
 
 def test_a_full_disk_is_one_line_and_like_any_error_changes_nothing(tmp_path):
@@ -114,20 +96,6 @@ def test_deleting_takes_events_vectors_and_bytes_along(tmp_path):
     assert [*load_vectors(archive, "encoder")] == [kept.id]
     content = b"".join(file.read_bytes() for file in Path(tmp_path).iterdir())
     assert b"biscuit" not in content.lower()
-
-
-def test_purging_while_another_program_reads_says_so(tmp_path):
-    archive = Archive(tmp_path)
-    gone = say(archive, "My dog is called Biscuit.")
-    reader = sqlite3.connect(tmp_path / ARCHIVE_FILE, isolation_level=None)
-    reader.execute("BEGIN")
-    reader.execute("SELECT count(*) FROM dialogues").fetchone()
-    delete_dialogues(archive, [gone.id])
-    with pytest.raises(InputError, match="end (that|the other) program"):
-        purge(archive)
-    reader.close()
-    purge(archive)
-    assert b"Biscuit" not in b"".join(file.read_bytes() for file in Path(tmp_path).iterdir())
 
 
 @pytest.mark.parametrize(

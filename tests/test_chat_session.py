@@ -244,19 +244,6 @@ def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
     assert [*session.me.state.scopes.values()] == ["here", "everywhere"], "the one that was corrected again is newest"
 
 
-def test_your_word_on_a_place_stays_when_you_react_again(model):
-    with ChatSession(model, None) as session:
-        "".join(session.say("What is tea?"))
-        session.react("better", "In short: leaves.", scope="everywhere")
-        session.react("up")
-        for scope in ("here", "everywhere"):  # you can change it, too
-            session.scoping.scope_correction(scope, session.turns[0].id)
-        session.react("better", "In short: leaves in water.")
-        assert [d.response for d in get_evidence(session.me.state).everywhere] == ["In short: leaves in water."]
-        session.react("better", "In short: a drink.", scope="")
-        assert get_evidence(session.me.state).everywhere == ()
-
-
 def teach(session, *prompts):
     "Correct the replies to prompts, with an opening in common; return their ids."
     for prompt in prompts:

@@ -78,19 +78,6 @@ def test_a_hub_id_that_is_not_here_is_one_line(name):
         load_model(name)
 
 
-def test_what_was_downloaded_is_used_without_a_question(folder, monkeypatch):
-    "`local_files_only` finds it; the hub is asked only when that fails."
-    asked, read = [], loading.load_from_files
-
-    def cached(source, device, dtype=None, local=True):
-        assert source == "openai-community/gpt2"
-        asked.append(local)
-        return read(str(folder), device, dtype)
-
-    monkeypatch.setattr(loading, "load_from_files", cached)
-    assert load_model("openai-community/gpt2", device="cpu").name == "openai-community/gpt2" and asked == [True]
-
-
 # ---- every weight
 
 

@@ -117,14 +117,6 @@ def test_a_full_disk_is_one_line_and_gives_its_space_back(index, folder, monkeyp
     assert list_rest(folder) == set()
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(index, folder, monkeypatch):
-    def refuse(path):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(weights, "FileLock", refuse)
-    read_failure("cannot be written")
-
-
 def test_two_processes_download_once(index, folder, tmp_path):
     code = """
 import sys
