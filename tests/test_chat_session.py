@@ -577,7 +577,7 @@ def test_an_answer_that_no_reply_can_read_is_stored_with_a_message(model):
     assert session.pop_messages() == []
     session.react("better", "In short: yes. " * 400)
     (line,) = session.pop_messages()
-    assert f"no reply uses it, because {model.max_length // 2} are the most" in line
+    assert f"the limit is {model.max_length // 2}" in line
 
 
 def test_the_source_line_says_what_did_not_fit(model):
