@@ -103,7 +103,7 @@ def likeliest(model, ids: list) -> dict:  # token -> nats
 
 
 def test_both_engines_give_the_same_probabilities(model, adapter, tmp_path):
-    "Of the twenty likeliest tokens after twenty prompts, with an adapter of all layers, of the upper ones, and without."
+    "Of the twenty likeliest tokens after twenty prompts, with an adapter of all layers or the upper one, and without."
     for folder in (None, adapter, random_adapter(model, tmp_path / "upper", **UPPER), None):
         with model.use_adapter(folder):
             for prompt in PROMPTS:
