@@ -108,7 +108,8 @@ def test_compare_pairs_by_id_whatever_the_order():
     worse, model = evaluate(Parrot(), TEST, adapter=1), Parrot()
     base = evaluate(model, TEST[::-1])
     found = worse.compare(base)
-    assert found.difference == pytest.approx(1) and found.low == pytest.approx(1) and found.worse and found.n == 2
+    assert found.difference == pytest.approx(1) and found.low == pytest.approx(1) and found.n == 2
+    assert found.verdict == "worse"
     with pytest.raises(InputError, match="1 in common of 2 and 1"):
         worse.compare(evaluate(model, TEST[:1]))
     with pytest.raises(InputError, match="adherence"):

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 from llama_cpp import our_log_probabilities, write_base
-from tiny import random_adapter, tiny
+from tiny import UPPER, random_adapter, tiny
 
 from personal_llm.base import replies
 from personal_llm.base.core import Dialogue
@@ -102,9 +102,9 @@ def likeliest(model, ids: list) -> dict:  # token -> nats
     return {row["id"]: row["logprob"] for row in place["top_logprobs"]}
 
 
-def test_both_engines_give_the_same_probabilities(model, adapter):
-    "Of the twenty likeliest tokens after twenty prompts, with an adapter and without."
-    for folder in (None, adapter, None):
+def test_both_engines_give_the_same_probabilities(model, adapter, tmp_path):
+    "Of the twenty likeliest tokens after twenty prompts, with an adapter of all layers or the upper one, and without."
+    for folder in (None, adapter, random_adapter(model, tmp_path / "upper", **UPPER), None):
         with model.use_adapter(folder):
             for prompt in PROMPTS:
                 (ids,) = model.encode_prompts([prompt], 100)
