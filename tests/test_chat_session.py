@@ -14,7 +14,8 @@ from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer, recall
 from personal_llm.base.text import clean_text
-from personal_llm.device.chat import BackgroundWork, ChatSession, describe_error
+from personal_llm.device.chat import ChatSession
+from personal_llm.device.idle import BackgroundWork, describe_error
 from personal_llm.device.evidence import get_evidence
 from personal_llm.device.personalizer import collect_training
 from personal_llm.tuning.config import TuningConfig
@@ -707,7 +708,7 @@ def test_messages_are_read_once_and_what_was_found_goes_with_them(model, tmp_pat
             if not session.turns:
                 say(session, "I have a dog called Rex.")
                 say(session, "What is tea?")
-            session.warming.join()
+            session.me.memory.warming.join()
             listed.append([vars(one) for one in session.me.memory.list_statements(session.me.state)])
     assert len(listed[0]) == 1 and listed[0] == listed[1] == listed[2]
     assert [prompts for prompts in read if prompts] in (

@@ -309,7 +309,7 @@ class Personalizer(Displayed):
 
     def close(self) -> None:
         "Store the vectors, drop what exceeds the archive's budget, close the file, and give up the folder."
-        self.memory.store()
+        self.memory.close()
         trim(self.state, self.settings.archive * 1_000_000)
         self.archive.close()
 
@@ -343,6 +343,11 @@ class Personalizer(Displayed):
     def arrive(self, dialogue: Dialogue, talk: str = FILE, recall: Recall = None, turns=None) -> None:
         "Store a dialogue that was just said; recall: what its reply read; turns: ids of the turns in its history."
         _record_said(self.state, dialogue, talk, recall or Recall(dialogue), turns)
+
+    @property
+    def has_due(self) -> bool:
+        "Whether something is to be scored; beside a server that waits for a fine-tune, which loads the model anyway."
+        return self.model.reads_adapters and bool(self.state.pending)
 
     def score_due(self, model=None) -> list:  # `ScoredDialogue`s; model: another copy of the base model
         "Score the dialogues that were said since, and the entries of the buffer if another adapter scored them."

@@ -6,6 +6,7 @@
 __all__ = ['Recall', 'Memory']
 
 # %% ../../nbs/7_device/05_recall.ipynb #884dce41
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -62,6 +63,7 @@ class Memory:
         self.archive = archive
         self.config = config
         self.lock = archive.lock  # `warm` runs in a thread of its own; with two locks each could wait for the other
+        self.warming = None  # the thread of `start_warming`
         self.is_stopped = False  # True: `warm` ends after the block that it embeds
         self.said = {}  # id -> (the message that was read, the `Statement`s in it)
         self.clear()
@@ -85,6 +87,19 @@ class Memory:
                     self.vectors.add([*rows], np.stack([*rows.values()]))
                 self.general = General(self.vectors.embed(list_general()))
                 self.is_loaded = True
+
+    def start_warming(self, state: State) -> None:
+        "Do what `warm` does in another thread, if replies use anything of the person's."
+        if self.config.memories:
+            self.warming = threading.Thread(target=self.warm, args=[state], daemon=True)
+            self.warming.start()
+
+    def close(self) -> None:
+        "End `warm`, and store the vectors; a thread inside a library must not outlive the interpreter."
+        self.is_stopped = True
+        if self.warming is not None:
+            self.warming.join()
+        self.store()
 
     def warm(self, state: State) -> None:
         "Load what the first reply needs; an error comes again with the reply that needs it."
