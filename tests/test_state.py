@@ -16,7 +16,7 @@ from personal_llm.memory.gate import Evidence
 from personal_llm.buffer.scoring import Scores
 from personal_llm.device.archive import ARCHIVE_FILE, Archive, count_bytes, delete_dialogues
 from personal_llm.device.forgetting import trim
-from personal_llm.device.state import FILE, State, count_questions, decide, open_state, place, scores_to_dict
+from personal_llm.device.state import FILE, State, count_questions, open_state, place, scores_to_dict
 from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_habits, list_unlearned
 
 
@@ -287,7 +287,7 @@ def test_a_decision_changes_nothing_and_its_event_does_what_the_buffer_would(pol
         d = tell(state, number)
         give_scores(state, d, rng)
         before = str(describe(state))
-        decisions = [decide(state.buffer, state.get_scored(d.id)) for _ in range(2)]
+        decisions = [state.buffer.decide(state.get_scored(d.id)) for _ in range(2)]
         assert str(describe(state)) == before and str(decisions[0]) == str(decisions[1])
         assert place(state, d.id) == decisions[0][0] == alone.add(state.get_scored(d.id))
         assert state.buffer.dialogues == alone.dialogues and state.buffer.log == alone.log

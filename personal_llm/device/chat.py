@@ -18,7 +18,7 @@ from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import clean_text, clean_visible, find_language, format_date
 from ..memory.gate import Verdict
 from ..memory.retrieval import split_lost
-from ..memory.statements import NOT_COVERED, describe_wishes
+from ..memory.statements import NOT_COVERED
 from .forgetting import ForgetPlan, drop_forgotten
 from .idle import Background, describe_error
 from .recall import Recall
@@ -36,62 +36,34 @@ NUM_TURNS = 6  # turns before a message that a reply reads
 class Talk:
     "The turns of the talk that goes on."
 
-    def __init__(self, me: Personalizer, num_turns: int):
-        self.me = me
+    def __init__(self, state: State, num_turns: int):
+        self.state = state
         self.num_turns = num_turns
-        self.key = me.state.talk or secrets.token_hex(4)
+        self.key = state.talk or secrets.token_hex(4)
 
     @property
-    def turns(self) -> list:  # `Dialogue`s
+    def turns(self) -> list[Dialogue]:
         "The turns as you corrected them."
-        return self.me.state.list_turns(self.key)
+        return self.state.list_turns(self.key)
 
     def open(self, key: str = None) -> None:  # None: a new one
         "Go on with one of the talks, or begin a new one; raise `InputError` for an unknown key."
-        if key is not None and key not in self.me.state.list_talks():
+        if key is not None and key not in self.state.list_talks():
             raise InputError("this talk is not stored", "it was forgotten: choose another one, or begin anew")
         self.key = key or secrets.token_hex(4)
 
-    def list_rest(self, id: str) -> list:  # ids; none without an id
+    def list_rest(self, id: str) -> list[str]:  # ids; none without an id
         "Return a turn and those after it; raise `InputError` if the talk lacks it."
-        ids = [self.me.state.root(d) for d in self.turns] if id else []
+        ids = [self.state.root(d) for d in self.turns] if id else []
         if id and id not in ids:
             raise InputError("this turn is not in the talk any more", "write the message anew")
         return ids[ids.index(id) :] if id else []
 
-    def prepare(self, prompt: str, history, rest, time: float, is_person: bool) -> tuple:
-        """Return a new `Dialogue`, its `Recall` and the ids of the turns before it.
-
-        A program that stores its own talk gives a history, and has no ids. If that begins with a system prompt, the
-        program decides alone, unless `is_person`.
-        """
-        with self.me.archive.lock:  # a fine-tune may change the state in its thread
-            turns = [d for d in self.turns if d.response and self.me.state.root(d) not in rest] * (history is None)
-            turns = turns[-self.num_turns :]
-            given = drop_forgotten(self.me.archive, [(role, clean_text(text)) for role, text in history or ()])
-            given += [pair for d in turns for pair in (("user", d.prompt), ("assistant", d.response))]
-            new = Dialogue(prompt, "", given, time=time, origin="model")
-            ids = [self.me.state.root(d) for d in turns] if history is None else None
-            if given and given[0][0] == "system" and not is_person:
-                return new, Recall(new, verdict=Verdict(reasons=(Note("of_program"),)), is_silent=True), ids
-            return new, self.me.recall(new, rest), ids
-
-    def store_message(self, prompt: str, time: float) -> str:  # its id
-        "Store a message before its reply, which `store` puts in its place."
-        said = Dialogue(prompt, "", time=time, origin="model")
-        with self.me.state.change():
-            self.me.arrive(said, self.key, turns=[])
-        return said.id
-
-    def store(self, said: Dialogue, rest: list, recall, turns) -> None:  # turns: of `prepare`
-        "Store a turn in the place of others, the first of which it is if only its reply was forgotten."
-        if rest and not self.me.state.newest(rest[0]).response:
-            said = replace(said, id=rest.pop(0))
-            rest.clear()
-        with self.me.state.change():
-            self.me.arrive(said, CLIENT if turns is None else self.key, recall, turns)
-            for id in rest:
-                self.me.state.record("replaced", id, by=said.id)
+    def list_before(self, rest: list) -> list[Dialogue]:  # rest: ids of turns whose place a new one takes
+        "Return the turns that a new message reads."
+        with self.state.archive.lock:  # a fine-tune may change the state in its thread
+            turns = [d for d in self.turns if d.response and self.state.root(d) not in rest]
+        return turns[-self.num_turns :]
 
 # %% ../../nbs/7_device/10_chat.ipynb #cht4scop
 def tell(state: State, note) -> str:  # note: a `Note`, or a text as it is
@@ -103,85 +75,58 @@ def tell(state: State, note) -> str:  # note: a `Note`, or a text as it is
 class Scoping:
     "Where a folder's corrections apply by the person's word, which is asked for once about each set of them."
 
-    def __init__(self, me: Personalizer, clock):
+    def __init__(self, me: Personalizer):
         self.me = me
-        self.clock = clock
+        self.state = me.state
         self.subject = []  # ids of the dialogues whose corrections the next scope is about; none: the newest one
         self.shown = []  # ids of the corrections that a question about a habit is about, which was shown
 
     def scope_correction(self, scope: str, id: str = None) -> str:  # id: of a turn -> a line that names what changed
         "Say where corrections belong: one, or without an id those last asked about or named, or the newest one."
         if id is not None:
-            return self._scope([id], scope)
-        corrected = list_corrected(self.me.state)
+            return self._scope([self.state.newest(self.state.find_root(id))], scope)
+        corrected = list_corrected(self.state)
         if not corrected:
             raise InputError("no reply was corrected yet", "write /better TEXT first")
-        return self._scope([one for one in self.subject if one in corrected] or corrected[-1:], scope)
+        named = [id for id in self.subject if id in corrected] or corrected[-1:]
+        return self._scope([*map(self.state.newest, named)], scope)
 
     def scope_habit(self, label: str, scope: str) -> str:  # a line that names what changed
         "Say where the corrections with a habit of the card belong, by its label."
-        rows = {row.form.label: row for row in list_habits(self.me.state)}
+        rows = {row.form.label: row for row in list_habits(self.state)}
         if check(label, "text", "the label of a habit") not in rows:
             known = ", ".join(rows) or "none yet"
             raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
-        return self._scope([self.me.state.root(d) for d in rows[label].answers], scope)
+        return self._scope(rows[label].answers, scope)
 
-    def _scope(self, ids: list, scope: str) -> str:
-        ids = [self.me.state.find_root(id) for id in ids]
-        self.me.scope([self.me.state.newest(id) for id in ids], scope)
-        self.subject = ids
-        return tell(self.me.state, self.describe_scope(ids, scope))
-
-    def describe_scope(self, ids: list, scope: str) -> Note:  # ids: of dialogues
-        "Say where corrections apply, or that they count against the others."
-        state = self.me.state
-        about = dict(count=len(ids), prompts=state.list_prompts(ids))
-        if not self.me.settings.memories:
-            return Note("not_used", **about)
-        if scope or not {*ids} <= state.plain:
-            is_wide = not scope and self.me.memory.applies_widely(state)
-            return Note(f"applies_{'widely' if is_wide else scope or 'auto'}", **about)
-        rest = [Note("everywhere_still_applies")] * ("everywhere" in state.scopes.values())
-        return Note("line", parts=(Note("counts_against", **about), *rest))
-
-    def describe_scopes(self, ids: list) -> list[Note]:  # ids: of dialogues
-        "Say where corrections apply now, a note for each scope."
-        scopes = {id: self.me.state.scopes.get(id, "") for id in ids}
-        groups = [[id for id in ids if scopes[id] == scope] for scope in dict.fromkeys(scopes.values())]
-        return [self.describe_scope(group, scopes[group[0]]) for group in groups]
+    def _scope(self, dialogues: list[Dialogue], scope: str) -> str:
+        self.me.scope(dialogues, scope)
+        self.subject = [*map(self.state.root, dialogues)]
+        return tell(self.state, self.me.memory.describe_scopes(self.state, self.subject))
 
     def show_habit_question(self) -> str:  # "" if there is none that was not shown
         "Return the question about a habit, once; it counts as asked with its answer, or with the next message."
-        row = find_habit_question(self.me.state)
-        ids = [self.me.state.root(d) for d in row.answers] if row else []
+        row = find_habit_question(self.state)
+        ids = [*map(self.state.root, row.answers)] if row else []
         if not ids or {*ids} & {*self.shown}:
             return ""
         self.subject = ids
         self.shown = ids
-        return tell(self.me.state, row.question)
+        return tell(self.state, row.question)
 
     def pass_habit_question(self) -> None:
         "Note that the person saw the question about a habit, and wrote something else."
-        ids = [id for id in self.shown if id in self.me.archive.dialogues and id not in self.me.state.asked_scopes]
+        known = self.state.archive.dialogues.keys() - self.state.asked_scopes
+        ids = [id for id in self.shown if id in known]
         self.shown = []
         if ids:
             self.subject = []
-            with self.me.state.change():
-                self.me.state.record("asked_habit", ids=ids)
+            self.state.record("asked_habit", ids=ids)
 
 # %% ../../nbs/7_device/10_chat.ipynb #cht4srce
 def count_lost(model, recalled: Recall) -> int:
     "Return how many of the answers for a reply did not fit into the model, the least near first."
     return split_lost(model.left_out.get(recalled.dialogue.id, 0), len(recalled.memories))[0]
-
-
-def describe_length(model, most: int, d: Dialogue) -> Note | None:  # most: tokens of the answers in a prompt
-    "Say of a correction that it is too long for replies, or for being used beside others; None if it fits."
-    count = model.count_tokens(d.prompt) + model.count_tokens(d.response)
-    room = model.max_length - model.limit_reply()
-    if count > room:
-        return Note("too_long", count=count, most=room)
-    return Note("long", count=count) if count > most else None
 
 
 def describe_parts(model, recalled: Recall) -> list[Note]:
@@ -241,12 +186,15 @@ class ChatSession:
         self.clock = clock
         self.me = Personalizer(model, folder=folder, **settings)
         self.me.opens_questions = True
-        self.talk = Talk(self.me, num_turns)
-        self.scoping = Scoping(self.me, clock)
+        self.state = self.me.state
+        self.memory = self.me.memory
+        self.talk = Talk(self.state, num_turns)
+        self.scoping = Scoping(self.me)
         self.reply = None  # the `ReplyStream` of the newest reply
         self.recalled = None  # the `Recall` of the newest reply
         self.active_reply = None  # the generator of `say`
         self.answering = ""  # id of the turn whose reply is being written, if it has one already
+        self.stored = ""  # id of the turn of the newest reply; none if that was not stored
         self.is_halted = False  # True: the reply ends here, and its turn is stored
         self.messages = []  # `Note`s for the user
         self.work = Background(self.me, idle_seconds, self.messages)
@@ -267,12 +215,12 @@ class ChatSession:
     @property
     def question(self) -> Dialogue:  # or None
         "The turn that the policy asks about."
-        id = self.me.state.question
-        return self.me.state.newest(id) if id else None
+        id = self.state.question
+        return self.state.newest(id) if id else None
 
     def pop_messages(self) -> list:  # lines
         "Return the messages for the user since the last call."
-        messages = [tell(self.me.state, note) for note in self.messages]
+        messages = [*map(self.tell, self.messages)]
         self.messages.clear()
         return messages
 
@@ -327,16 +275,20 @@ class ChatSession:
         if not prompt:
             return
         self.is_halted = False
+        self.stored = ""
         rest = self.talk.list_rest(replaces)
         self.work.cancel_timer()
         self.work.collect()
         if is_observed:
-            skip_question(self.me.state)
+            skip_question(self.state)
         if is_observed and history is None:
             self.scoping.pass_habit_question()
-        before = self.recalled, self.reply
+        earlier = self.recalled, self.reply
         try:
-            new, self.recalled, ids = self.talk.prepare(prompt, history, rest, self.clock(), is_person)
+            before = self.talk.list_before(rest) if history is None else []
+            given = self._read_history(history, before)
+            new = Dialogue(prompt, "", given, time=self.clock(), origin="model")
+            self.recalled = self._recall(new, rest, is_person)
             with self.me.use_adapter(self.recalled.adapter):
                 self.reply = ReplyStream(self.model, self.recalled.dialogue, options)
                 self.answering = replaces or ""
@@ -346,7 +298,7 @@ class ChatSession:
                         if self.is_halted:
                             break
         except BaseException as error:
-            self.recalled, self.reply = before  # of the newest whole reply
+            self.recalled, self.reply = earlier  # of the newest whole reply
             if isinstance(error, (InputError, GeneratorExit, KeyboardInterrupt)):
                 raise
             problem = f"no reply: {describe_error(error)}"
@@ -356,22 +308,41 @@ class ChatSession:
         if not self.reply.text:
             self.messages.append(Note("no_answer"))
         elif is_observed:
-            self.talk.store(new.derive(response=self.reply.text, parents=()), rest, self.recalled, ids)
-            if history is None and self.me.memory.config.memories:
-                self._tell_wishes(prompt)
+            self._store(new.derive(response=self.reply.text, parents=()), rest, history is None, before)
             self.work.start_timer()
 
-    def _tell_wishes(self, prompt: str) -> None:
-        notes = describe_wishes(prompt)
-        if not self.me.memory.config.statements:  # no reply would read what is kept
-            notes = [Note("not_read_here") if note.name == "kept" else note for note in notes]
-        told = [note for note in notes if note != NOT_COVERED or not self.is_told]
-        self.messages += told
+    def _read_history(self, history, before: list) -> list:  # history: None if the talk is ours -> (role, text) pairs
+        if history is None:
+            return [pair for d in before for pair in (("user", d.prompt), ("assistant", d.response))]
+        return drop_forgotten(self.state.archive, [(role, clean_text(text)) for role, text in history])
+
+    def _recall(self, new: Dialogue, rest: list, is_person: bool) -> Recall:
+        if new.history and new.history[0][0] == "system" and not is_person:  # a program decides alone about its task
+            return Recall(new, verdict=Verdict(reasons=(Note("of_program"),)), is_silent=True)
+        return self.me.recall(new, rest)
+
+    def store_message(self, prompt: str) -> str:  # its id
+        "Store a message before its reply, which `say` puts in its place."
+        said = Dialogue(prompt, "", time=self.clock(), origin="model")
+        self.me.arrive(said, self.talk.key, turns=[])
+        return said.id
+
+    def _store(self, said: Dialogue, rest: list, is_ours: bool, before: list) -> None:
+        "Store a turn in the place of others, the first of which it is if only its reply was forgotten."
+        if rest and not self.state.newest(rest[0]).response:
+            said, rest = replace(said, id=rest[0]), []
+        self.stored = said.id
+        if not is_ours:
+            self.me.arrive(said, CLIENT, self.recalled, None, rest)
+            return
+        self.me.arrive(said, self.talk.key, self.recalled, [*map(self.state.root, before)], rest)
+        notes = self.memory.describe_wishes(said.prompt)
+        self.messages += [note for note in notes if note != NOT_COVERED or not self.is_told]
         self.is_told = self.is_told or NOT_COVERED in notes
 
     def tell(self, note) -> str:
         "Return what a person is told, in their language."
-        return tell(self.me.state, note)
+        return tell(self.state, note)
 
     def describe_source(self) -> str:
         "Return what `describe_source` says of the newest reply; empty if there is none."
@@ -380,18 +351,18 @@ class ChatSession:
 
     def describe_length(self, id: str) -> Note | None:
         "Say of a correction that it is too long for replies, or for being used beside others; None if it fits."
-        return describe_length(self.model, self.me.memory.config.max_tokens, self.me.state.newest(id))
+        return self.memory.describe_length(self.model, self.state.newest(id))
 
     def react(self, kind: str, text: str = "", id=None, scope: str = None):  # what is stored
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
         if id is None and not self.turns:
             raise InputError("there is no reply yet", "write something first")
-        d = self.turns[-1] if id is None else self.me.state.newest(self.me.state.find_root(id))
+        d = self.turns[-1] if id is None else self.state.newest(self.state.find_root(id))
         text = clean_visible(text)
         stored = self.me.react(d, kind, text, self.clock(), scope)
         if kind == "better":
-            self.scoping.subject = [self.me.state.find_root(stored.target)]
-            note = self.describe_length(*self.scoping.subject)
+            self.scoping.subject = [stored.target]
+            note = self.describe_length(stored.target)
             self.messages += [] if note is None else [Note("correction_is", what=note)]
         self.work.start_timer()
         return stored
@@ -405,27 +376,27 @@ class ChatSession:
 
     def describe_reaction(self, stored) -> str:  # stored: of `react`
         "Return a line about what a reaction changes."
-        state = self.me.state
-        id = state.find_root(stored.target)
+        id = stored.target
         if stored.kind == "better":
-            return self.tell(self.scoping.describe_scope([id], stored.scope))
+            return self.tell(self.memory.describe_scopes(self.state, [id]))
+        about = dict(prompt=self.state.list_prompts([id]))
         if stored.kind in PLACES:
-            return self.tell(Note(stored.kind, prompt=state.list_prompts([id])))
-        parts = [Note("noted", prompt=state.list_prompts([id]))]
+            return self.tell(Note(stored.kind, **about))
+        parts = [Note("noted", **about)]
         if stored.kind == "down":
-            parts.append(Note("correction_ended") if state.is_own(id) else Note("show_wanted"))
+            parts.append(Note("correction_ended") if self.state.is_own(id) else Note("show_wanted"))
         return self.tell(Note("line", parts=tuple(parts)))
 
     def undo(self) -> str:  # a line that names it
         "Take back the last reaction, scope or instruction; the next scope is about the corrections that it named."
         self.work.collect()
-        if self.work.learning is not None:
+        if self.work.is_learning:
             raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
-        acts = self.me.state.list_last_act()
+        acts = self.state.list_last_act()
         named = [event.dialogue for event in acts]
         note = self.me.undo()
         if acts[0].kind == "scoped":
-            note = Note("sentences", parts=(note, *self.scoping.describe_scopes(named)))
+            note = Note("sentences", parts=(note, self.memory.describe_scopes(self.state, named)))
         self.scoping.subject = named
         self.work.start_timer()
         return self.tell(note)

@@ -37,8 +37,10 @@ class WorkStopped(Exception):
 class BackgroundWork:
     "A function of a copy of the model, running in its own thread."
 
-    def __init__(self, model, function):
+    def __init__(self, model, function, use=None, problem: str = ""):
         self.function = function
+        self.use = use  # what takes the result
+        self.problem = problem  # name of the note about an error
         self.model = model.clone()
         self.stop_event = threading.Event()
         self.result = None
@@ -79,10 +81,14 @@ class Background:
         self.me = me
         self.idle_seconds = idle_seconds
         self.messages = messages  # `Note`s for the user, which this appends to
-        self.scoring = None  # `BackgroundWork`
-        self.learning = None  # `BackgroundWork`
+        self.running = None  # `BackgroundWork`
         self.timer = None  # of the next scoring
         me.memory.start_warming(me.state)  # while the person writes their first message
+
+    @property
+    def is_learning(self) -> bool:
+        "Whether a fine-tune is at work, or is complete and not yet in use."
+        return self.running is not None and self.running.problem == "learning_failed"
 
     def end(self) -> None:
         "Take over scores that are due, and stop a fine-tune."
@@ -105,44 +111,44 @@ class Background:
 
     def score(self) -> None:
         "Score the turns that were said, unless that or a fine-tune is at work."
-        if self.scoring is None and self.learning is None and self.me.has_due:
+        if self.running is None and self.me.has_due:
             try:
-                self.scoring = BackgroundWork(self.me.model, self.me.score_due)
+                self.running = BackgroundWork(self.me.model, self.me.score_due, self.me.settle, "not_scored")
             except BaseException as error:
                 self.messages.append(Note("not_scored", error=describe_error(error)))
 
     def collect(self, waits: bool = False) -> None:
         "Take over the scores or the adapter of work that is complete; waits: for scores that are not."
-        if self.scoring is not None and (waits or self.scoring.is_done):
-            work = self.scoring
-            self.scoring = None
-            self._take_over(work, self.me.settle, "not_scored")
-        if self.learning is not None and self.learning.is_done:
-            self.finish_learning()
+        if self.running is not None and (self.running.is_done or waits and not self.is_learning):
+            self.finish()
 
-    def _take_over(self, work: BackgroundWork, use, problem: str) -> None:  # problem: name of a note
+    def finish(self) -> None:
         "Wait for work, and use its result; an error becomes a message."
+        work = self.running
+        if work is None:
+            return
         work.thread.join()
+        self.running = None
         error = work.error
         try:
             if error is None and work.result is not None:
-                use(work.result)
+                work.use(work.result)
         except Exception as raised:
             error = raised
         if error is not None:
-            self.messages.append(Note(problem, error=describe_error(error)))
+            self.messages.append(Note(work.problem, error=describe_error(error)))
 
     def learn(self) -> Note:
         "Begin a fine-tune in the background; raise `InputError` if one is running, or nothing was corrected."
         self.cancel_timer()
         self.collect(waits=True)
-        if self.learning is not None:
+        if self.is_learning:
             raise InputError("a fine-tune is running", "you get a message when it is complete")
         answered = list_answered(self.me.state)
         if not answered:
             raise InputError("nothing to learn from yet: no reply was corrected", "correct a reply first")
         model = self.me.model
-        self.learning = BackgroundWork(model, self._train)
+        self.running = BackgroundWork(model, self._train, self._commit, "learning_failed")
         missing = FEWEST_ANSWERS - len(answered)
         parts = [Note("learning")] + [Note("few_answers", count=missing)] * (missing > 0)
         parts += [Note("writer_reads_no_adapter")] * (not model.reads_adapters)
@@ -151,33 +157,25 @@ class Background:
     def _train(self, model):  # a `PreparedRound`
         return self.me.train(progress=False, model=model)
 
-    def finish_learning(self) -> None:
-        "Wait for a running fine-tune, and use its adapter; an error becomes a message."
-        if self.learning is not None:
-            work = self.learning
-            work.thread.join()
-            self.learning = None
-            self._take_over(work, self._commit, "learning_failed")
-
     def _commit(self, prepared) -> None:
         self.me.commit(prepared)
         self.messages.append(describe_last_round(self.me.state))
 
     def stop_learning(self) -> None:
         "Stop a running fine-tune, so that your replies are as before; use one that is complete."
-        if self.learning is None:
+        if not self.is_learning:
             return
-        self.learning.stop()
-        if self.learning.result is not None:
-            self.finish_learning()
+        self.running.stop()
+        if self.running.result is not None:
+            self.finish()
             return
-        self.learning = None
+        self.running = None
         self.messages.append(Note("learning_stopped"))
 
     def undo_learning(self) -> Note:
         "Stop a running fine-tune, or use the adapter before the last one; raise `InputError` if there is none."
         self.collect()
-        if self.learning is not None:
+        if self.is_learning:
             self.stop_learning()
             return Note("none_running")
         self.me.undo_finetune()
