@@ -162,18 +162,6 @@ def test_a_turn_of_another_program_is_searched_too(origin, left):
     assert (d.prompt, d.response, d.history) == ("And how?", left, ())
 
 
-def test_a_word_that_only_the_model_wrote_takes_the_reply_alone():
-    talks = Talks()
-    talks.say("dog", "I have a dog, Biscuit.", "Lovely!")
-    talks.say("allergy", "I am allergic to peanuts.", "Biscuit must not eat them either.", turns=["dog"])
-    talks.say("walk", "Which walk?", "Along the river.", talk="tuesday")
-    talks.correct("walk", "With Biscuit.")
-    talks.correct("walk", "Along the canal.")
-    plan = talks.plan(text="biscuit")
-    assert plan.dialogues == ("dog", "walk"), "also by a correction that was replaced"
-    assert plan.replies == ("allergy",)
-
-
 def test_the_list_says_why_a_reply_goes_and_which_corrections_go():
     talks = Talks()
     talks.say("dog", "I have a dog, Biscuit.", "Lovely!")
@@ -190,15 +178,6 @@ def test_the_list_says_why_a_reply_goes_and_which_corrections_go():
         "reply to “Where does it sleep?”, because it used a correction on this list; your message stays",
         "reply to “How old is it?”, because it used what you said in a dialogue on this list; your message stays",
     )
-
-
-def test_all_earlier_tries_go_with_the_turn_that_took_their_place():
-    talks = Talks()
-    for id in "abc":
-        talks.say(id, f"Question {id}?", "An answer.")
-    talks.state.record("replaced", "a", by="b")
-    talks.state.record("replaced", "b", by="c")
-    assert talks.plan(ids=["c"]).dialogues == ("a", "b", "c")
 
 
 def test_an_instruction_goes_by_its_words_with_its_earlier_texts():

@@ -248,7 +248,10 @@ def test_a_whole_day(tmp_path):
         assert ask("POST", "/me/react", dict(id=first["id"], kind="better", text=BETTER))[1]["kind"] == "better"
         assert ask("POST", "/me/scope", dict(id=first["id"], scope="everywhere"))[1] == dict(message=ALL_REPLIES)
         assert ask("GET", "/me/status")[1]["undo"] == "“All replies” for “My knee hurts.”"
-        taken = ask("POST", "/me/take_back", {})[1]
+        act = ask("GET", "/me/status")[1]["act"]
+        status, answer = ask("POST", "/me/take_back", dict(number=act - 1))  # a page that doesn't know the newest act
+        assert status == 400 and "something newer was done" in answer["error"]["message"]
+        taken = ask("POST", "/me/take_back", dict(number=act))[1]
         assert taken["message"].startswith("taken back: “All replies”")
         assert ask("GET", "/me/status")[1]["undo"] == "your correction of “My knee hurts.”"
         assert ask("POST", "/me/react", dict(id=second["id"], kind="up"))[1]["kind"] == "up"

@@ -464,11 +464,15 @@ def find_undo(session: ChatSession) -> tuple[str, str]:  # a name in `CHANGES`, 
     "Return what takes back the newest fine-tune or act."
     state = session.state
     last = state.find_last_round()
-    acts = [event.number for event in state.acts]
     tuned = [e.number for e in state.archive.events if last and e.content.get("adapter") == last.adapter]
-    if max(tuned, default=0) > max(acts, default=0):
+    if max(tuned, default=0) > find_act(session):
         return "undo", "what was learned last"
     return "take_back", session.tell(describe_act(state) or "")
+
+
+def find_act(session: ChatSession) -> int:  # 0: none
+    "Return the number of the newest event that can be taken back."
+    return max((event.number for event in session.state.acts), default=0)
 
 
 def describe_status(session: ChatSession, *_) -> dict:
@@ -478,7 +482,7 @@ def describe_status(session: ChatSession, *_) -> dict:
     seconds = last.seconds if last else None
     shown = dict(is_learning=session.work.is_learning, seconds=seconds, messages=session.pop_messages())
     way, undo = find_undo(session)
-    shown |= dict(way=way, undo=undo, note=describe_model(session.model))
+    shown |= dict(way=way, undo=undo, act=find_act(session), note=describe_model(session.model))
     return describe_state(session.state) | shown
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvchange1
@@ -489,7 +493,7 @@ class Change(BaseModel, strict=True):
     kind: Text = ""  # "better", "up", "down", "here_too", "not_here" or "always"
     text: Text = ""  # the reply that you wanted; an instruction; the label of a habit; a text to forget
     scope: Text | None = None  # of a correction or a habit: a name in `SCOPES`; none, of a correction: as it was
-    number: int | None = None  # of a standing instruction to change
+    number: int | None = None  # of a standing instruction to change, or of the event that a button takes back
     ids: list[Text] = []  # to forget
     keep: list[Text] = []  # of replies that stay although they stood later in the talk
     talk: Text = ""  # to forget, or to name
@@ -522,6 +526,13 @@ def react(session: ChatSession, wanted: Change) -> dict:
     stored = session.react(wanted.kind, wanted.text, wanted.id, wanted.scope)
     return dict(kind=stored.kind, message=session.describe_reaction(stored))
 
+
+def take_back(session: ChatSession, wanted: Change) -> dict:
+    "Take back the newest act, if it is the one that the page named; return a line about it."
+    if wanted.number not in (None, find_act(session)):
+        raise InputError("something newer was done meanwhile", "look at what Undo names now")
+    return dict(message=session.undo())
+
 # %% ../../nbs/9_extras/05_server.ipynb #srvtable1
 READS = dict(talks=list_talks, known=list_known, status=describe_status, export=export_talk)
 CHANGES = dict(
@@ -529,7 +540,7 @@ CHANGES = dict(
     react=react,
     scope=lambda session, wanted: dict(message=session.scoping.scope_correction(wanted.scope or "", wanted.id)),
     habit=lambda session, wanted: dict(message=session.scoping.scope_habit(wanted.text, wanted.scope or "")),
-    take_back=lambda session, wanted: dict(message=session.undo()),
+    take_back=take_back,
     learn=lambda session, wanted: dict(message=session.tell(session.work.learn())),
     stop=lambda session, wanted: session.work.stop_learning(),
     undo=lambda session, wanted: dict(message=session.tell(session.work.undo_learning())),
