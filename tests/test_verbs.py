@@ -80,6 +80,7 @@ def describe(state):
     buffer = state.buffer
     entries = [(entry.dialogue, entry.scores.embedding.tolist()) for entry in buffer.entries]
     parts |= dict(entries=entries, arrivals=buffer.arrivals, random=buffer.random.bit_generator.state)
+    parts |= dict(vacated=buffer.vacated, rescored=buffer.rescored)
     return str({**parts, "evidence": get_evidence(state), "unlearned": list_unlearned(state), "seen": buffer.seen})
 
 
