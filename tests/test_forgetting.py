@@ -348,6 +348,16 @@ def test_a_reply_that_read_words_of_the_model_goes_also_if_they_were_corrected_l
     assert b"zora" not in read_bytes(tmp_path)
 
 
+def test_a_correction_that_was_taken_back_protects_no_reply_after_it():
+    talks = Talks()
+    talks.say("sister", "My sister is called Zora.", "Nice.")
+    talks.say("walk", "Whom can I walk with?", "With Zora.", turns=["sister"])
+    talks.correct("walk", "With my friend.")
+    talks.state.record("taken_back", events=[talks.state.acts[-1].number])
+    talks.say("late", "And on Sunday?", "With Zora, too.", turns=["walk"], talk="tuesday")
+    assert talks.plan(ids=["sister"]).replies == ("walk", "late")
+
+
 @pytest.mark.parametrize(
     "content, is_later, left", [({}, 0, 1), (dict(own=True), 0, 1), (dict(own=False), 0, 0), ({}, 1, 0)]
 )
