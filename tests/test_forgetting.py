@@ -177,6 +177,16 @@ def test_the_list_says_why_a_reply_goes_and_which_corrections_go():
     )
 
 
+def test_an_emptied_reply_whose_place_another_try_took_stays_out_of_the_talk():
+    talks = Talks()
+    talks.say("dog", "I have a dog, Biscuit.", "Lovely!", talk="sunday")
+    for id in "ab":
+        talks.say(id, "What is my dog called?", "Biscuit.", statements=["dog"])
+    talks.state.record("replaced", "a", by="b")
+    state = talks.forget(ids=["dog"])
+    assert state.replaced == dict(a="b") and [d.id for d in state.list_turns("monday")] == ["b"]
+
+
 def test_an_instruction_goes_by_its_words_with_its_earlier_texts():
     talks = Talks()
     for number, text in ((1, "Call me Ada."), (1, "Call me Bo."), (2, "Be brief."), (3, "As Ada says.")):
