@@ -15,7 +15,6 @@ from candidates import FACTS, ROUND, replace_models
 from kills import look_after_kills, needs_fork
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import Scores
 from personal_llm.device import forgetting, personalizer
@@ -512,7 +511,7 @@ ACTS = ["say", "say", "client", "client", "file", "better", "earlier", "always",
 
 def open_session(model, folder):
     clock = iter(range(10**9, 2 * 10**9)).__next__
-    return ChatSession(load_model("pocket"), folder, clock=clock, idle_seconds=999.0)
+    return ChatSession(model, folder, clock=clock, idle_seconds=999.0)
 
 
 def send_again(session, talks: list) -> None:
