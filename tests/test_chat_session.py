@@ -14,7 +14,8 @@ from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer, recall
 from personal_llm.base.text import clean_text
-from personal_llm.device.chat import BackgroundWork, ChatSession, describe_error
+from personal_llm.device.chat import ChatSession
+from personal_llm.device.idle import BackgroundWork, describe_error
 from personal_llm.device.evidence import get_evidence
 from personal_llm.device.personalizer import collect_training
 from personal_llm.tuning.config import TuningConfig
@@ -423,11 +424,11 @@ def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
         session.react("better", "In short: yes.")
         session.work.learn()
         session.work.stop_learning()
-        assert session.me.rounds == [] and session.work.learning is None
+        assert session.me.rounds == [] and not session.work.is_learning
         assert session.pop_messages() == ["learning was stopped; your replies are as before"]
         session.work.learn()
         session.forget("zebra")
-        assert session.me.rounds == [] and session.work.learning is None, "also before something is forgotten"
+        assert session.me.rounds == [] and not session.work.is_learning, "also before something is forgotten"
 
 
 def test_stopping_waits_until_the_thread_has_ended(model):
@@ -441,15 +442,15 @@ def test_stopping_waits_until_the_thread_has_ended(model):
 def test_a_complete_fine_tune_is_used_when_the_chat_ends(model, tmp_path):
     with open_chat(model, tmp_path) as session:
         start_learning(session)
-        session.work.learning.thread.join()
+        session.work.running.thread.join()
     with open_chat(model, tmp_path) as session:
         assert len(session.me.rounds) == 1
         session.work.learn()
-        session.work.learning.thread.join()
+        session.work.running.thread.join()
         assert "undone" in str(session.work.undo_learning())
         assert len(session.me.rounds) == 1, "the fine-tune that nobody had collected goes, the one before it stays"
         session.work.learn()
-        session.work.learning.thread.join()
+        session.work.running.thread.join()
         session.work.stop_learning()
         assert len(session.me.rounds) == 2, "it was complete before the person stopped it"
 
@@ -457,13 +458,13 @@ def test_a_complete_fine_tune_is_used_when_the_chat_ends(model, tmp_path):
 def test_undoing_stops_a_running_fine_tune_and_keeps_the_one_before(model, tmp_path):
     with open_chat(model, tmp_path) as session:
         start_learning(session)
-        session.work.finish_learning()
+        session.work.finish()
     with open_chat(model, tmp_path, config=TuningConfig(steps=500)) as session:
         session.work.learn()
         with pytest.raises(InputError, match="a fine-tune is learning what you said"):
             session.undo()
         assert "an earlier one stays" in str(session.work.undo_learning())
-        assert len(session.me.rounds) == 1 and session.work.learning is None
+        assert len(session.me.rounds) == 1 and not session.work.is_learning
 
 
 class Panic(BaseException):
@@ -487,7 +488,7 @@ def test_whatever_a_thread_raises_is_one_message(model, tmp_path, monkeypatch, e
     with open_chat(model, tmp_path) as session:
         monkeypatch.setattr(session.me, "train", fail)
         start_learning(session)
-        session.work.finish_learning()
+        session.work.finish()
         assert session.pop_messages() == [f"learning failed: {describe_error(error)}; all is as it was"]
         monkeypatch.setattr(personalizer, "score", fail)
         say(session, "Go on")
@@ -496,7 +497,7 @@ def test_whatever_a_thread_raises_is_one_message(model, tmp_path, monkeypatch, e
         assert session.pop_messages() == [f"the last turns are not scored: {describe_error(error)}"]
         monkeypatch.setattr(session.model, "clone", fail)
         session.work.score()
-        assert session.work.scoring is None and len(session.pop_messages()) == 1
+        assert session.work.running is None and len(session.pop_messages()) == 1
         assert session.me.state.pending, "they are scored another time"
 
 
@@ -553,7 +554,7 @@ def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(
         say(session, "Go on meanwhile")
         replied = session.me.cost.tokens
         goes_on.set()
-        session.work.finish_learning()
+        session.work.finish()
         assert any(line.startswith("learned the repl") for line in session.pop_messages())
         assert session.me.state.pending == [session.turns[-1].id]
         assert session.me.cost.tokens > replied, "both threads' costs count"
@@ -677,7 +678,7 @@ def test_messages_are_read_once_and_what_was_found_goes_with_them(model, tmp_pat
             if not session.turns:
                 say(session, "I have a dog called Rex.")
                 say(session, "What is tea?")
-            session.warming.join()
+            session.me.memory.warming.join()
             listed.append([vars(one) for one in session.me.memory.list_statements(session.me.state)])
     assert len(listed[0]) == 1 and listed[0] == listed[1] == listed[2]
     assert [prompts for prompts in read if prompts] in (
@@ -713,6 +714,7 @@ def test_the_line_after_a_correction_says_where_the_gate_applies_it(model, monke
         say(session, prompt)
         id = session.me.state.root(session.turns[0])
         session.react("better", "In short: yes.", id=id)
-        names.append(session.scoping.describe_scope([id], "").name)
-    assert names == ["applies_auto", "applies_widely"]
-    assert session.scoping.describe_scope([id], "here").name == "applies_here"
+        names += session.memory.describe_scopes(session.state, [id]).list_names()[1:]
+    session.scoping.scope_correction("here")
+    names += session.memory.describe_scopes(session.state, [id]).list_names()[1:]
+    assert names == ["applies_auto", "applies_widely", "applies_here"]

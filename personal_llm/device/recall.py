@@ -6,6 +6,7 @@
 __all__ = ['Recall', 'Memory']
 
 # %% ../../nbs/7_device/05_recall.ipynb #884dce41
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +19,7 @@ from ..data.reading import load_replay
 from ..base.notes import Note
 from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, is_scattered, judge
 from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, retrieve
-from ..memory.statements import FIT, Statement, find_statements, is_private
+from ..memory.statements import FIT, Statement, describe_wishes, find_statements, is_private
 from .archive import Archive, load_vectors, store_said, store_vectors
 from .state import State
 from .evidence import get_evidence, list_learned
@@ -62,6 +63,7 @@ class Memory:
         self.archive = archive
         self.config = config
         self.lock = archive.lock  # `warm` runs in a thread of its own; with two locks each could wait for the other
+        self.warming = None  # the thread of `start_warming`
         self.is_stopped = False  # True: `warm` ends after the block that it embeds
         self.said = {}  # id -> (the message that was read, the `Statement`s in it)
         self.clear()
@@ -85,6 +87,19 @@ class Memory:
                     self.vectors.add([*rows], np.stack([*rows.values()]))
                 self.general = General(self.vectors.embed(list_general()))
                 self.is_loaded = True
+
+    def start_warming(self, state: State) -> None:
+        "Do what `warm` does in another thread, if replies use anything of the person's."
+        if self.config.memories:
+            self.warming = threading.Thread(target=self.warm, args=[state], daemon=True)
+            self.warming.start()
+
+    def close(self) -> None:
+        "End `warm`, and store the vectors; a thread inside a library must not outlive the interpreter."
+        self.is_stopped = True
+        if self.warming is not None:
+            self.warming.join()
+        self.store()
 
     def warm(self, state: State) -> None:
         "Load what the first reply needs; an error comes again with the reply that needs it."
@@ -130,6 +145,35 @@ class Memory:
         row = self.vectors.embed([prompt])[0]
         foreign = find_foreign(evidence, prompt, self.languages)
         return judge(evidence, embed_prompts(evidence, self.vectors.embed), row, self.general, foreign)
+
+    def describe_scopes(self, state: State, ids: list) -> Note:  # ids: of dialogues
+        "Say where corrections apply now, a sentence for each scope, or that they count against the others."
+        scopes = {id: state.scopes.get(id, "") for id in ids}
+        groups = [[id for id in ids if scopes[id] == scope] for scope in dict.fromkeys(scopes.values())]
+        return Note("sentences", parts=tuple(self._describe_scope(state, group) for group in groups))
+
+    def _describe_scope(self, state: State, ids: list) -> Note:  # ids: of dialogues with one scope
+        about = dict(count=len(ids), prompts=state.list_prompts(ids))
+        scope = state.scopes.get(ids[0], "")
+        if not self.config.memories:
+            return Note("not_used", **about)
+        if scope or not {*ids} <= state.plain:
+            is_wide = not scope and self.applies_widely(state)
+            return Note(f"applies_{'widely' if is_wide else scope or 'auto'}", **about)
+        rest = [Note("everywhere_still_applies")] * ("everywhere" in state.scopes.values())
+        return Note("line", parts=(Note("counts_against", **about), *rest))
+
+    def describe_length(self, model, d: Dialogue) -> Note | None:
+        "Say of a correction that it is too long for replies, or for being used beside others; None if it fits."
+        count = model.count_tokens(d.prompt) + model.count_tokens(d.response)
+        room = model.max_length - model.limit_reply()
+        if count > room:
+            return Note("too_long", count=count, most=room)
+        return Note("long", count=count) if count > self.config.max_tokens else None
+
+    def describe_wishes(self, message: str) -> list[Note]:
+        "Say what came of a message's wishes to remember and to forget, if replies use anything of the person's."
+        return describe_wishes(message) if self.config.memories else []
 
     def applies_widely(self, state: State) -> bool:
         "Return whether corrections without a scope apply to nearly all prompts, since they share no subject."
