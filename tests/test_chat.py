@@ -9,6 +9,7 @@ import time
 import types
 
 import pytest
+from candidates import Echo
 
 from personal_llm.app import chat
 from personal_llm.app.chat import ask_at_terminal, handle
@@ -215,19 +216,6 @@ def test_a_form_that_a_reply_took_from_the_talk_is_still_a_habit(session, monkey
     (row, *_) = list_habits(session.me.state)
     question = "You opened 4 answers with “In short:”. Where does that apply?"
     assert str(row.question) == question and row.base_count == 0, "the first reply alone had read no answer"
-
-
-class Echo:
-    "A reply that is known beforehand."
-
-    num_prompt_tokens = num_tokens = 1
-    end_reason = "stop"
-
-    def __init__(self, text):
-        self.text = text
-
-    def __iter__(self):
-        yield self.text
 
 
 BEGINS, ENDS = "\x1b[200~", "\x1b[201~"

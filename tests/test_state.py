@@ -320,6 +320,7 @@ FIVE = [("0",), ("1", ["0"]), ("2",), ("3", ["0"]), ("4",)]  # ids, and what the
         ([("0",)], [], dict(left_alone="0")),
         (FIVE, ["0 better", "3 up", "4 up"], dict(answers="03", left_alone="2")),  # 1 used one, and 4 was plain
         (FIVE, ["0 better", "3 up", "4 up", "0 down", "3 down"], dict(answers="4", left_alone="2")),
+        (FIVE[::2], ["0 replaced"], dict(left_alone="24")),  # another try took its place
         (FIVE[::2], ["0 better", "2 plain", "0 up", "2 up"], dict(answers="0", plain="2", left_alone="4")),
         ([("0",), ("1", [], ["0"])], [], dict(left_alone="01")),
         ([("0",), ("1", [], ["0"])], ["0 up"], dict(answers="0")),  # 1 has read an approved reply
@@ -333,6 +334,9 @@ def test_only_acts_and_plain_replies_left_alone_are_evidence(said, reactions, ex
     for id, reads, turns, used in (row + ([], [], {})[len(row) - 1 :] for row in said):
         tell(state, int(id), **dict(talk=f"talk {id}") | used, turns=turns, id=id, reads=reads)
     for time, (id, kind) in enumerate(map(str.split, reactions)):
+        if kind == "replaced":
+            state.record(kind, id, by="4")
+            continue
         react(state, id, kind.replace("plain", "better"), time=9.0 + time, is_plain=kind == "plain")
     for one in (state, open_state(state.archive)):
         groups = vars(get_evidence(one)).items()
