@@ -141,9 +141,12 @@ def measure(jobs: list):  # yields a dict of results a job
         system = PEOPLE[name]["instruction"]
         if condition == "written":
             system = results["instruction"] = write_instruction(model, name)
+        elif condition == "example":
+            prompt, wish = list_corrections(name)[0]
+            system += f"\nAn example.\nQuestion: {prompt}\nAnswer: {wish}"
         tests = list_tests(name)
         prompts = [item[0] for items in tests.values() for _, item in items]
-        is_told = condition in ("instruction", "written")
+        is_told = condition in ("instruction", "written", "example")
         turns = {p: (("system", system),) if is_told else choose_turns(name, p, condition) for p in prompts}
         # equal turns follow each other, so that the engine keeps its results for them
         replies = {p: write_reply(model, p, turns[p]) for p in sorted(prompts, key=turns.get)}
@@ -225,6 +228,7 @@ GRIDS = (
     Grid("gate-always", list_jobs(ENGLISH, "always"), measure, (), SMALL),
     Grid("gate-choices", list_jobs(CHOOSERS, "bare", "always"), measure_choices, (), SMALL),
     Grid("gate-told", list_jobs(TOLD, "instruction", "written"), measure, (), SMALL),
+    Grid("gate-example", list_jobs([*ONE, *find_people("everywhere")], "example"), measure, (), SMALL),
     Grid("gate-languages", list_jobs(FOREIGN, "always"), measure, (), SMALL),
     Grid("gate-night", NIGHTS, measure_night, (), SMALL),
     Grid("gate-time", list_jobs(IN_TIME, "in time"), measure, (), SMALL),
@@ -546,7 +550,7 @@ GRIDS += (Grid("gate-development", DEVELOPMENT, measure_development, (), None),)
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0019
 REPLIES = {  # model -> grids with its replies
-    SMALL: ("gate-bare", "gate-always", "gate-languages", "gate-told", "gate-time"),
+    SMALL: ("gate-bare", "gate-always", "gate-languages", "gate-told", "gate-example", "gate-time"),
     LARGE: ("gate-bare-large", "gate-large"),
     FAMILY: ("gate-bare-family", "gate-family"),
 }
