@@ -429,3 +429,21 @@ def test_an_event_that_is_no_json_is_one_line(tmp_path):
     archive.close()
     with pytest.raises(InputError, match="memory.sqlite: damaged .*restore a copy"):
         Archive(tmp_path)
+
+
+def test_the_newer_correction_is_the_later_one_also_if_the_clock_goes_back():
+    state = open_new("answers-first")
+    for number, time in ((1, 50.0), (2, 20.0), (3, 30.0)):
+        react(state, tell(state, number).id, text=f"Form {number}.", time=time)
+    assert [d.response for d in get_evidence(state).answers] == ["Form 1.", "Form 2.", "Form 3."]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", '{"buffer": 3}'])
+def test_a_damaged_event_is_one_line(tmp_path, content):
+    archive = Archive(tmp_path)
+    State(archive, Buffer(3)).record("configured", base="", model="m", settings={}, buffer=Buffer(3).header())
+    archive.close()
+    with sqlite3.connect(tmp_path / ARCHIVE_FILE) as rows:
+        rows.execute("UPDATE events SET content = ?", (content,))
+    with pytest.raises(InputError, match=f"{ARCHIVE_FILE}: damaged"):
+        open_state(Archive(tmp_path))
