@@ -24,7 +24,7 @@ from personal_llm.device.forgetting import ForgetPlan, drop_forgotten, finish_fo
 from personal_llm.device.forgetting import forget_everything, holds, list_written, plan_forgetting
 from personal_llm.device.evidence import list_unlearned
 from personal_llm.device.personalizer import Personalizer
-from personal_llm.device.state import State, open_state, place, scores_to_dict
+from personal_llm.device.state import State, decide, open_state, scores_to_dict
 
 
 class Talks:
@@ -458,7 +458,7 @@ def make_memory(folder):
     scores = scores_to_dict(Scores(**FACTS, model="base", embedding=np.ones(8)))
     for id in ("dog", "emma", *others, "repeat"):  # the first one leaves the buffer, and the last one is discarded
         talks.state.record("scored", id, scores=scores, is_considered=False)
-        place(talks.state, id)
+        decide(talks.state, id)
     talks.say("late", "Any news?", "None.", talk="c")
     talks.state.archive.close()
 
@@ -610,7 +610,7 @@ def test_a_deleted_reply_leaves_no_embedding_though_its_correction_stays():
     talks.say("a", "What is in it?", "Secret biscuits.")
     scores = scores_to_dict(Scores(**FACTS, model="base", embedding=np.arange(4.0)))
     talks.state.record("scored", "a", scores=scores, is_considered=False)
-    place(talks.state, "a")
+    decide(talks.state, "a")
     talks.correct("a", "Flour.")
     state = talks.forget(text="biscuits")
     assert [event.kind for event in state.archive.events if event.dialogue == "a"] == ["said", "reacted"]
@@ -623,5 +623,5 @@ def test_a_correction_that_was_kept_after_it_was_made_stays_in_the_buffer_withou
     talks.correct("a", "Flour.")
     scores = scores_to_dict(Scores(**FACTS, model="base", embedding=np.arange(4.0)))
     talks.state.record("scored", "a", scores=scores, is_considered=False)
-    place(talks.state, "a")
+    decide(talks.state, "a")
     assert [d.response for d in talks.forget(text="biscuits").buffer.dialogues] == ["Flour."]

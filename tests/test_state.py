@@ -16,7 +16,7 @@ from personal_llm.memory.gate import Evidence
 from personal_llm.buffer.scoring import Scores
 from personal_llm.device.archive import ARCHIVE_FILE, Archive, count_bytes, delete_dialogues
 from personal_llm.device.forgetting import trim
-from personal_llm.device.state import FILE, State, count_questions, open_state, place, scores_to_dict
+from personal_llm.device.state import FILE, State, count_questions, decide, open_state, scores_to_dict
 from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_habits, list_unlearned
 
 
@@ -53,7 +53,7 @@ def give_scores(state, d, rng, is_considered=False, **spent):
 def say(state, number, rng, is_considered=False):
     d = tell(state, number)
     give_scores(state, d, rng, is_considered)
-    return place(state, d.id)
+    return decide(state, d.id)
 
 
 def describe(state):
@@ -291,7 +291,7 @@ def test_the_sums_of_an_earlier_version_are_read_and_added_to():
         sums = dict(seconds=2.0 * number, tokens=5, joules=1.0, requests=number)  # as they were written until then
         state.archive.append("scored", d.id, dict(scores=scores, is_considered=False, cost=sums))
         state = open_state(state.archive)
-        place(state, d.id)
+        decide(state, d.id)
     assert (state.cost.seconds, state.cost.requests) == (2.0, 1)
     state.record("reacted", "0", kind="up", text="", asked=True, time=9.0, spent=dict(seconds=1.5))
     for one in (state, open_state(state.archive)):
