@@ -180,7 +180,8 @@ class State:
             self.acts += [event] * (event.kind in ACTS)
         elif content.get("asked"):  # the person was asked all the same
             _count_question(self, event.dialogue)
-        self.cost = self.cost + Cost.from_dict(spent) if total is None else Cost.from_dict(total)
+        if spent or total is not None:
+            self.cost = self.cost + Cost.from_dict(spent) if total is None else Cost.from_dict(total)
 
     def newest(self, id: str) -> Dialogue:
         "Return the newest version of a stored dialogue."
