@@ -60,11 +60,11 @@ def list_general() -> tuple[str, ...]:
 GENERAL_FILE = ASSETS / "general_vectors.npz"
 
 
-def embed_general() -> np.ndarray:  # (prompts, width)
+def embed_general(embed=encode) -> np.ndarray:  # embed: texts -> their vectors (texts, width)
     "Return the vectors of general prompts; the package has those of the default encoder."
     with np.load(GENERAL_FILE) as file:
         is_stored = str(file["encoder"]) == get_encoder_id()
-        return file["rows"] if is_stored else encode(list_general())
+        return file["rows"] if is_stored else embed(list_general())
 
 # %% ../../nbs/7_device/05_recall.ipynb #b46f6d50
 class Memory:
@@ -96,7 +96,7 @@ class Memory:
                 rows = {d.prompt: stored[id] for id, d in self.archive.dialogues.items() if id in stored}
                 if rows:
                     self.vectors.add([*rows], np.stack([*rows.values()]))
-                self.general = General(embed_general())
+                self.general = General(embed_general(self.vectors.embed))
                 self.is_loaded = True
 
     def start_warming(self, state: State) -> None:
