@@ -1546,6 +1546,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'personal_llm/device/evidence.py'),
                                               'personal_llm.device.evidence.find_habit_question': ( '7_device/evidence.html#find_habit_question',
                                                                                                     'personal_llm/device/evidence.py'),
+                                              'personal_llm.device.evidence.find_used_scope': ( '7_device/evidence.html#find_used_scope',
+                                                                                                'personal_llm/device/evidence.py'),
                                               'personal_llm.device.evidence.get_evidence': ( '7_device/evidence.html#get_evidence',
                                                                                              'personal_llm/device/evidence.py'),
                                               'personal_llm.device.evidence.list_answered': ( '7_device/evidence.html#list_answered',

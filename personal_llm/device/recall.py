@@ -16,7 +16,7 @@ from ..base.core import Dialogue
 from ..base.encoder import VectorStore, encode, get_encoder_id
 from ..data.reading import load_replay
 from ..base.notes import Note
-from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, is_scattered, judge
+from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, judge
 from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, retrieve
 from ..memory.statements import FIT, Statement, find_statements, is_private
 from .archive import Archive, load_vectors, store_said, store_vectors
@@ -134,11 +134,8 @@ class Memory:
     def applies_widely(self, state: State) -> bool:
         "Return whether corrections without a scope apply to nearly all prompts, since they share no subject."
         with self.lock:
-            answers = get_evidence(state).answers
-            if len(answers) < 2:
-                return False
-            self.load()
-            return is_scattered(self.vectors.embed([d.prompt for d in answers]), self.general)
+            evidence = get_evidence(state)
+            return bool(evidence.answers) and self.judge(evidence, evidence.answers[-1].prompt).is_wide
 
     def find(
         self,
