@@ -1,12 +1,14 @@
-"Scored dialogues without a model, and naive twins of what a buffer keeps books of."
+"Scores, fine-tunes and replies without a model, and naive twins of what a buffer keeps books of."
 
 import json
 
 import numpy as np
 
-from personal_llm.base.core import Dialogue
+from personal_llm.base.core import Cost, Dialogue
 from personal_llm.buffer.buffer import open_buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores, in_domain_dissimilarity
+from personal_llm.device import chat, personalizer
+from personal_llm.device.learning import PreparedRound, find_place
 
 ROUND = dict(adapter="a", start="", kept=1, synthetic=0, requests=0, start_loss=2.0, best_loss=1.0)
 ROUND |= dict(steps=8, seconds=1.0, warm=None, digest="")  # what a fine-tune records
@@ -51,3 +53,42 @@ def reopen(buffer, policy=None):
     again._refill(buffer.entries, buffer.arrivals)
     again.log = list(buffer.log)
     return again
+
+
+FACTS = dict(eoe=0.5, eoe_scripts=0.5, dss=0.1, domain="d", loss=1.0, tokens=5)
+
+
+def score(model, dialogues, lexicons):
+    "In place of `score`."
+    rng = np.random.default_rng(len(dialogues))
+    facts = FACTS | dict(eoe=float(rng.random()), model=model.active_adapter)
+    return [ScoredDialogue(d, Scores(**facts, embedding=rng.normal(size=8).astype("f4"))) for d in dialogues]
+
+
+def prepare_round(dialogues, model, config, folder, **options):
+    "In place of a fine-tune: an adapter of seven bytes."
+    place = find_place(folder)
+    place.mkdir(parents=True)
+    (place / "adapter_model.safetensors").write_bytes(b"weights")
+    return PreparedRound(ROUND | dict(adapter=f"adapters/{place.name}"), dialogues, None, Cost())
+
+
+class Echo:
+    "A reply that is known beforehand."
+
+    num_prompt_tokens = num_tokens = 1
+    end_reason = "stop"
+
+    def __init__(self, text):
+        self.text = text
+
+    def __iter__(self):
+        yield self.text
+
+
+def replace_models(patch, write) -> None:  # write: the dialogue of a reply -> its text
+    "Let a chat score, learn and reply at once, without a model."
+    patch.setattr(chat, "ReplyStream", lambda model, dialogue, options: Echo(write(dialogue)))
+    patch.setattr(personalizer, "score", score)
+    patch.setattr(personalizer, "prepare_round", prepare_round)
+    patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)

@@ -1,6 +1,5 @@
 "An adapter on disk: its card, what is refused, and what a kill or a full disk leaves."
 
-import errno
 import json
 import os
 import shutil
@@ -9,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from kills import at_operation, killed_at, needs_fork
+from kills import killed_at, needs_fork
 from safetensors.torch import load_file, save_file
 from tiny import break_seal, random_adapter, same, tiny, weights, write_adapter
 
 from personal_llm.base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter, attach_adapter
-from personal_llm.base.adapters import check_adapter, commit_adapter, factor_inner_product, read_adapter_card
+from personal_llm.base.adapters import check_adapter, commit_adapter, read_adapter_card
 from personal_llm.base.adapters import read_factors, read_lora_config, stage_adapter
 from personal_llm.base.core import Cost, InputError
 
@@ -174,29 +173,6 @@ def test_a_kill_leaves_one_adapter_or_none(before, tmp_path):
     assert step > 12 and [*dict.fromkeys(found)] == ([before, None, "new"] if before else [None, "new"])
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_a_full_disk_leaves_one_adapter_or_none(code, tmp_path, monkeypatch):
-    def fail():
-        raise OSError(code, os.strerror(code))
-
-    outcomes, step = [], 0
-    while not outcomes or outcomes[-1] != "done":
-        out = write(tmp_path / f"{step}", "old").path
-        with monkeypatch.context() as patched:
-            at_operation(step, fail, patched.setattr)
-            try:
-                write(out, "new", rank=2)
-                outcomes.append("done")
-            except InputError as error:
-                assert str(out) in str(error) and os.strerror(code) in str(error)
-                outcomes.append("refused")
-        if (out / CONFIG_FILE).is_file():
-            assert which(check_adapter(out)) == "new" if outcomes[-1] == "done" else which(out) in ("old", "new")
-        assert outcomes[-1] == "done" or not list(out.glob(".adapter.*.tmp")), "no leftovers while the process lives"
-        step += 1
-    assert outcomes.count("refused") > 5
-
-
 def test_unfinished_files_of_others_stay(tmp_path):
     "The folder of an adapter may be any folder: what another program is writing there, or below, is not ours."
     theirs = [tmp_path / ".state.json.99.tmp", tmp_path / "project" / ".adapter.7.tmp", tmp_path / ".adapter.b.tmp"]
@@ -205,17 +181,6 @@ def test_unfinished_files_of_others_stay(tmp_path):
         file.write_text("half")
     write(tmp_path, "new")
     assert [file.read_text() for file in theirs] == ["half"] * 3
-
-
-def test_only_the_owner_reads_it(model, fitting, tmp_path):
-    out = tmp_path / "deep" / "adapter"
-    adapted = attach_adapter(model.model, fitting)
-    stage = stage_adapter(out, adapted.save_pretrained)
-    adapted.unload()
-    assert oct(stage.stat().st_mode & 0o777) == "0o700"
-    commit_adapter(stage, Adapter(out, model.base))
-    assert {oct(file.stat().st_mode & 0o777) for file in out.iterdir()} == {"0o600"}
-    assert {oct(folder.stat().st_mode & 0o777) for folder in (out, out.parent)} == {"0o700"}
 
 
 QV = ["q_proj", "v_proj"]
@@ -316,16 +281,6 @@ def plain(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("rank, other_rank, seed", [(1, 1, 0), (4, 1, 1), (2, 3, 2)])
-def test_inner_product_of_the_changes(rank, other_rank, seed):
-    one, other = random_pairs(rank, seed), random_pairs(other_rank, seed + 1, dict(second=(4, 6)))
-    (A, B), (A2, B2) = one["second"], other["second"]
-    expected = ((B @ A) * (B2 @ A2)).sum().item()
-    assert factor_inner_product(one, other) == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert factor_inner_product(other, one) == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert factor_inner_product(one, dict(elsewhere=one["first"])) == 0
-
-
 def change_config(folder, **changes):
     config = json.loads((folder / CONFIG_FILE).read_text())
     (folder / CONFIG_FILE).write_text(json.dumps(config | changes))
@@ -360,13 +315,6 @@ def test_names_of_layers_are_no_regular_expressions(field, is_plain, plain):
         change_config(plain, **{field: value})
         with pytest.raises(InputError, match="adapter_config.json: (.*is no name of a layer|alpha_pattern is set)"):
             read_lora_config(plain, is_plain)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "null"], ids=range(4))
-def test_settings_that_are_damaged_are_one_line(content, plain):
-    (plain / CONFIG_FILE).write_text(content)
-    with pytest.raises(InputError, match="adapter_config.json"):
-        read_lora_config(plain)
 
 
 def test_matrices_that_are_damaged_are_one_line(plain):

@@ -1,11 +1,8 @@
 "The archive: what is stored whole, what is refused, and what is left of deleted text."
 
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,22 +42,6 @@ def test_a_second_opening_reads_the_same_dialogues(tmp_path_factory, rows):
         assert list(again.dialogues.values()) == said
     assert len(again.events) == len(said)
     again.close()
-
-
-def test_a_process_that_dies_inside_a_transaction_leaves_the_state_before(tmp_path):
-    program = f"""
-import os
-from personal_llm.base.core import Dialogue
-from personal_llm.device.archive import Archive
-archive = Archive({str(tmp_path)!r})
-archive.add(Dialogue("stored", "yes"))
-with archive.transaction():
-    archive.add(Dialogue("lost", "no"))
-    os._exit(9)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True)
-    assert ended.returncode == 9, ended.stderr.decode()
-    assert [d.prompt for d in Archive(tmp_path).dialogues.values()] == ["stored"]
 
 
 def test_a_full_disk_is_one_line_and_like_any_error_changes_nothing(tmp_path):
@@ -117,20 +98,6 @@ def test_deleting_takes_events_vectors_and_bytes_along(tmp_path):
     assert b"biscuit" not in content.lower()
 
 
-def test_purging_while_another_program_reads_says_so(tmp_path):
-    archive = Archive(tmp_path)
-    gone = say(archive, "My dog is called Biscuit.")
-    reader = sqlite3.connect(tmp_path / ARCHIVE_FILE, isolation_level=None)
-    reader.execute("BEGIN")
-    reader.execute("SELECT count(*) FROM dialogues").fetchone()
-    delete_dialogues(archive, [gone.id])
-    with pytest.raises(InputError, match="end (that|the other) program"):
-        purge(archive)
-    reader.close()
-    purge(archive)
-    assert b"Biscuit" not in b"".join(file.read_bytes() for file in Path(tmp_path).iterdir())
-
-
 @pytest.mark.parametrize(
     "error", [OSError(37, "No locks available"), PermissionError(13, "denied"), NotImplementedError("no flock")]
 )
@@ -148,14 +115,6 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     archive = Archive("~/me")
     hold_folder("~/me").release()
     assert archive.file == tmp_path / "me" / ARCHIVE_FILE and sorted(p.name for p in tmp_path.iterdir()) == ["me"]
-
-
-def test_facts_are_kept_by_name(tmp_path):
-    archive = Archive(tmp_path)
-    assert archive.get_fact("owner") == "" and archive.set_fact("owner", "a") == "a"
-    archive.set_fact("owner", "b")
-    archive.close()
-    assert Archive(tmp_path).get_fact("owner") == "b"
 
 
 def test_an_archive_in_memory_needs_no_temporary_file():
@@ -202,12 +161,3 @@ def test_a_foreign_file_and_an_earlier_version_are_one_line_and_stay_as_they_are
         Archive(tmp_path)
     assert file.read_bytes() == before
     assert is_archive_file(file) == (content == "PRAGMA user_version = 0")
-
-
-def test_a_dialogue_with_a_known_id_is_replaced_and_loses_its_vector():
-    archive = Archive()
-    say(archive, "Who wrote Emma?", "Jane.", id="a")
-    store_vectors(archive, "an encoder", dict(a=np.ones(3)))
-    say(archive, "Who wrote Emma?", "Jane Austen.", id="a")
-    assert [d.response for d in archive.dialogues.values()] == ["Jane Austen."]
-    assert load_vectors(archive, "an encoder") == {}

@@ -81,31 +81,6 @@ def test_a_chapter_opens_and_its_outputs_are_whole(path):
     assert not outputs_wrong(cells(path, hidden=True))
 
 
-OUTPUT = [{"output_type": "stream", "name": "stdout", "text": ["1\n"]}]
-ADDRESS = [{"output_type": "stream", "name": "stdout", "text": ["<object at 0x7f00aa11bb22>\n"]}]
-BAR = [{"output_type": "display_data", "data": {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}}]
-PICTURE = [{"output_type": "display_data", "data": {"image/png": "…"}}]
-
-
-@pytest.mark.parametrize(
-    "source, outputs, is_wrong",
-    [
-        ("print(1)", OUTPUT, False),
-        ("print(1); print(2)", OUTPUT * 2, True),
-        ("print(path)", ADDRESS, True),
-        ("try:\n    f()\nexcept OSError as error:\n    print(error)", [], True),
-        ("#| slow\nprint(1)", [], False),
-        ("def f():\n    print(1)", [], False),
-        ("load_model()", BAR, True),
-        ("plt.plot(x)", PICTURE, True),
-        ('plots.show(figure, "Four lines, each steeper than the one before.")', PICTURE, False),
-        ('figure, axis = subplots()\nplots.show(figure, "Four lines, each steeper.")', PICTURE, True),
-    ],
-)
-def test_the_rules_of_outputs_see_what_breaks_them(source, outputs, is_wrong):
-    assert bool(outputs_wrong([("code", source, outputs)])) == is_wrong
-
-
 def targets(text):  # relative links outside of code, without their anchors
     plain = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
     found = [one.split("#")[0] for one in re.findall(r"\]\(([^)\s]+)\)", plain)]

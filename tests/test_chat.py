@@ -9,13 +9,14 @@ import time
 import types
 
 import pytest
+from candidates import Echo
 
 from personal_llm.app import chat
 from personal_llm.app.chat import ask_at_terminal, handle
 from personal_llm.base.core import Dialogue
 from personal_llm.base.replies import LlamaCpp
 from personal_llm.device.chat import ChatSession
-from personal_llm.device.evidence import describe_state, find_habit_question, get_evidence, list_answered, list_habits
+from personal_llm.device.evidence import find_habit_question, get_evidence, list_habits
 
 
 @pytest.fixture
@@ -52,13 +53,6 @@ def test_a_correction_is_read_by_the_next_reply_and_not_where_replies_are_left_a
     write(session, "/new")
     write(session, "A zebra!")
     assert "Porridge" not in write(session, "/why")
-
-
-def test_a_correction_that_is_the_reply_itself_is_told_as_an_approval(session):
-    write(session, "Zebra?")
-    line = write(session, f"/better {session.turns[0].response}")
-    assert line == "You approved the reply: these are its own words"
-    assert describe_state(session.me.state)["approved"] == 1
 
 
 @pytest.mark.parametrize("at_terminal", [True, False])
@@ -222,27 +216,6 @@ def test_a_form_that_a_reply_took_from_the_talk_is_still_a_habit(session, monkey
     (row, *_) = list_habits(session.me.state)
     question = "You opened 4 answers with “In short:”. Where does that apply?"
     assert str(row.question) == question and row.base_count == 0, "the first reply alone had read no answer"
-
-
-class Echo:
-    "A reply that is known beforehand."
-
-    num_prompt_tokens = num_tokens = 1
-    end_reason = "stop"
-
-    def __init__(self, text):
-        self.text = text
-
-    def __iter__(self):
-        yield self.text
-
-
-def test_a_word_that_is_taken_back_is_named(session):
-    write(session, "What is tea?")
-    assert write(session, "/undo") == "there is nothing to take back; correct a reply first"
-    write(session, "/better In short: a drink.")
-    assert write(session, "/undo") == "taken back: your correction of “What is tea?”"
-    assert list_answered(session.me.state) == []
 
 
 BEGINS, ENDS = "\x1b[200~", "\x1b[201~"

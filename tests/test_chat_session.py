@@ -14,7 +14,8 @@ from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer, recall
 from personal_llm.base.text import clean_text
-from personal_llm.device.chat import BackgroundWork, ChatSession, describe_error
+from personal_llm.device.chat import ChatSession
+from personal_llm.device.idle import BackgroundWork, describe_error
 from personal_llm.device.evidence import get_evidence
 from personal_llm.device.personalizer import collect_training
 from personal_llm.tuning.config import TuningConfig
@@ -183,14 +184,6 @@ def test_a_question_that_a_fine_tune_overtook_is_decided_with_new_scores(model):
     assert len({entry.scores.model for entry in session.me.buffer.entries}) == 1
 
 
-def test_a_new_message_ends_an_incomplete_reply(model):
-    session = open_chat(model)
-    pieces = session.say("Hello", options=FEW)
-    next(pieces)
-    say(session, "How are you?")
-    assert [*pieces] == [] and [d.prompt for d in session.turns] == ["How are you?"]
-
-
 def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
     session = open_chat(model)
     for number in (7, 11):
@@ -250,19 +243,6 @@ def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
         assert session.react("better", "In short: yes.", id=session.turns[0].id).kind == "better"
     session.scoping.scope_correction("here")
     assert [*session.me.state.scopes.values()] == ["here", "everywhere"], "the one that was corrected again is newest"
-
-
-def test_your_word_on_a_place_stays_when_you_react_again(model):
-    with ChatSession(model, None) as session:
-        "".join(session.say("What is tea?"))
-        session.react("better", "In short: leaves.", scope="everywhere")
-        session.react("up")
-        for scope in ("here", "everywhere"):  # you can change it, too
-            session.scoping.scope_correction(scope, session.turns[0].id)
-        session.react("better", "In short: leaves in water.")
-        assert [d.response for d in get_evidence(session.me.state).everywhere] == ["In short: leaves in water."]
-        session.react("better", "In short: a drink.", scope="")
-        assert get_evidence(session.me.state).everywhere == ()
 
 
 def teach(session, *prompts):
@@ -347,15 +327,6 @@ def test_an_answered_question_never_comes_back(model):
         score()
         assert session.question is None and session.me.cost.requests == 1
     assert session.me.state.pending == [] and len(session.me.buffer) == 1
-
-
-def test_a_chat_that_was_closed_is_one_line(model, tmp_path):
-    session = open_chat(model, tmp_path)
-    say(session, "Hello")
-    session.close()
-    session.close()
-    with pytest.raises(InputError, match="this chat was closed; open it again"):
-        session.say("Hello")
 
 
 SAID = (  # a message, the correction of its reply, and whether both may leave the computer
@@ -453,11 +424,11 @@ def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
         session.react("better", "In short: yes.")
         session.work.learn()
         session.work.stop_learning()
-        assert session.me.rounds == [] and session.work.learning is None
+        assert session.me.rounds == [] and not session.work.is_learning
         assert session.pop_messages() == ["learning was stopped; your replies are as before"]
         session.work.learn()
         session.forget("zebra")
-        assert session.me.rounds == [] and session.work.learning is None, "also before something is forgotten"
+        assert session.me.rounds == [] and not session.work.is_learning, "also before something is forgotten"
 
 
 def test_stopping_waits_until_the_thread_has_ended(model):
@@ -471,15 +442,15 @@ def test_stopping_waits_until_the_thread_has_ended(model):
 def test_a_complete_fine_tune_is_used_when_the_chat_ends(model, tmp_path):
     with open_chat(model, tmp_path) as session:
         start_learning(session)
-        session.work.learning.thread.join()
+        session.work.running.thread.join()
     with open_chat(model, tmp_path) as session:
         assert len(session.me.rounds) == 1
         session.work.learn()
-        session.work.learning.thread.join()
+        session.work.running.thread.join()
         assert "undone" in str(session.work.undo_learning())
         assert len(session.me.rounds) == 1, "the fine-tune that nobody had collected goes, the one before it stays"
         session.work.learn()
-        session.work.learning.thread.join()
+        session.work.running.thread.join()
         session.work.stop_learning()
         assert len(session.me.rounds) == 2, "it was complete before the person stopped it"
 
@@ -487,13 +458,13 @@ def test_a_complete_fine_tune_is_used_when_the_chat_ends(model, tmp_path):
 def test_undoing_stops_a_running_fine_tune_and_keeps_the_one_before(model, tmp_path):
     with open_chat(model, tmp_path) as session:
         start_learning(session)
-        session.work.finish_learning()
+        session.work.finish()
     with open_chat(model, tmp_path, config=TuningConfig(steps=500)) as session:
         session.work.learn()
         with pytest.raises(InputError, match="a fine-tune is learning what you said"):
             session.undo()
         assert "an earlier one stays" in str(session.work.undo_learning())
-        assert len(session.me.rounds) == 1 and session.work.learning is None
+        assert len(session.me.rounds) == 1 and not session.work.is_learning
 
 
 class Panic(BaseException):
@@ -517,7 +488,7 @@ def test_whatever_a_thread_raises_is_one_message(model, tmp_path, monkeypatch, e
     with open_chat(model, tmp_path) as session:
         monkeypatch.setattr(session.me, "train", fail)
         start_learning(session)
-        session.work.finish_learning()
+        session.work.finish()
         assert session.pop_messages() == [f"learning failed: {describe_error(error)}; all is as it was"]
         monkeypatch.setattr(personalizer, "score", fail)
         say(session, "Go on")
@@ -526,7 +497,7 @@ def test_whatever_a_thread_raises_is_one_message(model, tmp_path, monkeypatch, e
         assert session.pop_messages() == [f"the last turns are not scored: {describe_error(error)}"]
         monkeypatch.setattr(session.model, "clone", fail)
         session.work.score()
-        assert session.work.scoring is None and len(session.pop_messages()) == 1
+        assert session.work.running is None and len(session.pop_messages()) == 1
         assert session.me.state.pending, "they are scored another time"
 
 
@@ -583,7 +554,7 @@ def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(
         say(session, "Go on meanwhile")
         replied = session.me.cost.tokens
         goes_on.set()
-        session.work.finish_learning()
+        session.work.finish()
         assert any(line.startswith("learned the repl") for line in session.pop_messages())
         assert session.me.state.pending == [session.turns[-1].id]
         assert session.me.cost.tokens > replied, "both threads' costs count"
@@ -607,7 +578,7 @@ def test_an_answer_that_no_reply_can_read_is_stored_with_a_message(model):
     assert session.pop_messages() == []
     session.react("better", "In short: yes. " * 400)
     (line,) = session.pop_messages()
-    assert f"no reply uses it, because {model.max_length // 2} are the most" in line
+    assert f"the limit is {model.max_length // 2}" in line
 
 
 def test_the_source_line_says_what_did_not_fit(model):
@@ -730,7 +701,7 @@ def test_messages_are_read_once_and_what_was_found_goes_with_them(model, tmp_pat
             if not session.turns:
                 say(session, "I have a dog called Rex.")
                 say(session, "What is tea?")
-            session.warming.join()
+            session.me.memory.warming.join()
             listed.append([vars(one) for one in session.me.memory.list_statements(session.me.state)])
     assert len(listed[0]) == 1 and listed[0] == listed[1] == listed[2]
     assert [prompts for prompts in read if prompts] in (
@@ -766,6 +737,7 @@ def test_the_line_after_a_correction_says_where_the_gate_applies_it(model, monke
         say(session, prompt)
         id = session.me.state.root(session.turns[0])
         session.react("better", "In short: yes.", id=id)
-        names.append(session.scoping.describe_scope([id], "").name)
-    assert names == ["applies_auto", "applies_widely"]
-    assert session.scoping.describe_scope([id], "here").name == "applies_here"
+        names += session.memory.describe_scopes(session.state, [id]).list_names()[1:]
+    session.scoping.scope_correction("here")
+    names += session.memory.describe_scopes(session.state, [id]).list_names()[1:]
+    assert names == ["applies_auto", "applies_widely", "applies_here"]

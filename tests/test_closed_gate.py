@@ -85,16 +85,6 @@ def test_an_adapter_whose_corrections_are_taken_back_applies_nowhere():
     me.close()
 
 
-def test_an_adapter_applies_where_the_corrections_that_it_learned_do():
-    me = teach(load_model("pocket"), 1)
-    dialogue = Dialogue("Which bones are in the hand?", "Many.", time=20.0, origin="model")
-    me.arrive(dialogue, "talk 20")
-    me.react(dialogue, "better", "In short: many.", scope="everywhere")
-    recalled = me.recall(Dialogue(OUTSIDE[0], ""))
-    assert [d.prompt for d in recalled.memories] == [dialogue.prompt] and recalled.adapter is None
-    me.close()
-
-
 def test_a_reply_that_could_use_no_correction_is_no_evidence():
     me = Personalizer(load_model("pocket"), memories=0)
     dialogue = Dialogue(RECIPES[0], "It depends.", time=1.0, origin="model")

@@ -1,12 +1,12 @@
 "Values that are refused: each in one line that names the value, shows it, and says what to give."
 
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
 
-from personal_llm.base.core import Dialogue, InputError, check, check_dialogues, check_seed, check_settings_fields
-from personal_llm.base.core import import_extra, read_history, setting
+from personal_llm.base.core import Dialogue, InputError, check
+from personal_llm.base.core import import_extra, read_history
 
 NUMBER = 10**400
 
@@ -44,27 +44,6 @@ def test_a_right_value_comes_back_as_a_plain_one():
     assert check(0.25, "share", "x") == 0.25 and check("b", "choice", "x", choices=("a", "b")) == "b"
 
 
-@dataclass(frozen=True)
-class TeaSettings:
-    minutes: int = setting(3, "minutes in the water", low=1, high=10)
-    sugar: float = setting(0.5, "share of a spoon", kind="share")
-    sort: str = setting("green", "sort of tea", choices=("green", "black"))
-    cups: int | None = setting(None, "number of cups", kind="whole number", low=1)
-    warm: bool = setting(True, "warm the pot first")
-
-    def __post_init__(self):
-        check_settings_fields(self)
-
-
-@pytest.mark.parametrize(
-    "wrong", [dict(minutes=0), dict(sugar=True), dict(sort="white"), dict(cups=1.5), dict(minutes=None), dict(warm=1)]
-)
-def test_settings_with_a_wrong_value_cannot_be_made(wrong):
-    with pytest.raises(InputError, match=f"{next(iter(wrong))} is "):
-        TeaSettings(**wrong)
-    assert TeaSettings().cups is None and type(TeaSettings(minutes=np.int64(5)).minutes) is int
-
-
 @pytest.mark.parametrize(
     "wrong, line",
     [
@@ -98,21 +77,6 @@ def test_the_hash_of_a_history_does_not_depend_on_what_was_read_before():
     before, digest = read_history(talk[:2])
     assert read_history(()) == ((), "") and read_history(talk)[1] != digest
     assert read_history([*map(list, before)]) == (before, digest)
-
-
-@pytest.mark.parametrize(
-    "wrong", [[Dialogue("Hi", "Hello."), None], "text", (d for d in ())], ids=["a gap", "text", "generator"]
-)
-def test_only_a_list_of_dialogues_is_one(wrong):
-    with pytest.raises(InputError, match="no dialogue; read it with read_dialogues|no list of dialogues; give a list"):
-        check_dialogues(wrong)
-
-
-@pytest.mark.parametrize("wrong", [-1, 2**40, 1.5, "7"])
-def test_a_seed_is_one_that_numpy_takes(wrong):
-    assert check_seed(7) == 7
-    with pytest.raises(InputError, match="the seed is .*; give a whole number from 0 to 4294967295"):
-        check_seed(wrong)
 
 
 def test_a_missing_package_says_what_to_type():

@@ -79,7 +79,7 @@ def test_all_rows_go_to_pandas(values):
     pytest.importorskip("pandas")
     assert len(values["dialogues"].to_pandas()) == 30
     assert list(values["buffer"].to_pandas().arrival) == values["buffer"].arrivals
-    assert {"loss", "reply"} <= {*values["evaluation"].to_pandas()}
+    assert {"metric", "mean"} <= {*values["evaluation"].to_pandas()}
     assert list(values["ranking"].to_pandas().pLLM) == list(values["ranking"].names)
     assert len(values["library"].to_pandas()) == len(values["library"])
 

@@ -73,31 +73,12 @@ def test_evaluate_without_replies():
     assert "response loss" in str(found) and "BLEU" not in str(found)
 
 
-def test_cost_survives_a_failure():
-    class Broken(Parrot):
-        def reply(self, *args, **more):
-            self.cost.forward += 1
-            raise RuntimeError("out of memory")
-
-    model = Broken()
-    with pytest.raises(RuntimeError):
-        evaluate(model, TEST)
-    assert model.cost.forward == 3 and model.cost.tokens == 7 and model.adapted == 0
-
-
 @settings(deadline=None)  # the first example imports rouge_score
 @given(st.text(st.characters(max_codepoint=127)))
 def test_words_on_ascii_are_those_of_rouge_score(text):
     from rouge_score.tokenizers import DefaultTokenizer
 
     assert split_rouge_words(text) == DefaultTokenizer(False).tokenize(text)
-
-
-@given(st.text())
-def test_words_of_any_text(text):
-    words = split_rouge_words(text)
-    assert all(w and not any(c.isspace() for c in w) for w in words)
-    assert split_rouge_words(" ".join(words)) == words
 
 
 def naive_rouge(reply, reference):
@@ -127,7 +108,8 @@ def test_compare_pairs_by_id_whatever_the_order():
     worse, model = evaluate(Parrot(), TEST, adapter=1), Parrot()
     base = evaluate(model, TEST[::-1])
     found = worse.compare(base)
-    assert found.difference == pytest.approx(1) and found.low == pytest.approx(1) and found.worse and found.n == 2
+    assert found.difference == pytest.approx(1) and found.low == pytest.approx(1) and found.n == 2
+    assert found.verdict == "worse"
     with pytest.raises(InputError, match="1 in common of 2 and 1"):
         worse.compare(evaluate(model, TEST[:1]))
     with pytest.raises(InputError, match="adherence"):

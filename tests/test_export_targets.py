@@ -9,7 +9,7 @@ import torch
 from real import NAMES, require, shared_real
 from test_tuning import BRIEF, TALK
 from transformers import AutoModelForCausalLM
-from tiny import ARCHITECTURES, random_adapter, same, shared, weights
+from tiny import ARCHITECTURES, UPPER, random_adapter, same, shared, weights
 
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
 from personal_llm.base.core import Dialogue, InputError
@@ -24,7 +24,10 @@ from personal_llm.tuning.finetune import finetune
 STABILISED = dict(use_rslora=True, lora_alpha=4)
 
 
-@pytest.mark.parametrize(("architecture", "kind"), [*((name, {}) for name in ARCHITECTURES), ("llama", STABILISED)])
+KINDS = [*((name, {}) for name in ARCHITECTURES), ("llama", STABILISED), ("llama", UPPER), ("smollm", UPPER)]
+
+
+@pytest.mark.parametrize(("architecture", "kind"), KINDS)
 def test_merged_is_base_and_adapter_together(architecture, kind, tmp_path):
     model = shared(architecture)
     adapter, before = random_adapter(model, tmp_path / "mine", **kind), weights(model)
@@ -84,11 +87,12 @@ def test_an_adapter_that_cannot_be_merged_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("target", ("gguf", "ollama"))
+@pytest.mark.parametrize("layers", ({}, UPPER), ids=("all", "upper"))
 @pytest.mark.parametrize("architecture", ("llama", "qwen2", "smollm"))
-def test_gguf(architecture, target, tmp_path):
+def test_gguf(architecture, layers, target, tmp_path):
     gguf = pytest.importorskip("gguf")
     model = shared(architecture)
-    adapter = random_adapter(model, tmp_path / "mine")
+    adapter = random_adapter(model, tmp_path / "mine", **layers)
     export_adapter(model, adapter, tmp_path / "out", target)
     reader = gguf.GGUFReader(str(tmp_path / "out" / "adapter.gguf"))
     text = lambda key: bytes(reader.fields[key].parts[-1]).decode()
@@ -97,7 +101,7 @@ def test_gguf(architecture, target, tmp_path):
     assert found == (kind, "adapter", "lora") and reader.fields["adapter.lora.alpha"].parts[-1][0] == 2
     tensors = {t.name: torch.tensor(np.array(t.data)).reshape(*t.shape[::-1].tolist()) for t in reader.tensors}
     factors = read_factors(adapter)
-    assert len(tensors) == 2 * len(factors) == 2 * 2 * 7
+    assert len(tensors) == 2 * len(factors) == 2 * 7 * (1 if layers else 2)
     names = dict(q_proj="attn_q", k_proj="attn_k", v_proj="attn_v", o_proj="attn_output")
     names |= dict(gate_proj="ffn_gate", up_proj="ffn_up", down_proj="ffn_down")
     for name, (A, B) in factors.items():

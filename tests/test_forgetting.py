@@ -11,24 +11,21 @@ import numpy as np
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from candidates import ROUND
+from candidates import FACTS, ROUND, replace_models
 from kills import look_after_kills, needs_fork
 
-from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
-from personal_llm.buffer.scoring import ScoredDialogue, Scores
-from personal_llm.device import chat, forgetting, personalizer
+from personal_llm.buffer.scoring import Scores
+from personal_llm.device import forgetting, personalizer
 from personal_llm.device.archive import ARCHIVE_FILE, Archive
 from personal_llm.device.chat import ChatSession
 from personal_llm.device.forgetting import ForgetPlan, drop_forgotten, finish_forgetting, fold, forget_dialogues, trim
 from personal_llm.device.forgetting import forget_everything, holds, list_written, plan_forgetting
 from personal_llm.device.evidence import list_unlearned
-from personal_llm.device.learning import PreparedRound, find_place
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.device.state import State, open_state, place, scores_to_dict
-
-FACTS = dict(eoe=0.5, eoe_scripts=0.5, dss=0.1, domain="none", loss=1.0, tokens=5, model="base")
 
 
 class Talks:
@@ -162,18 +159,6 @@ def test_a_turn_of_another_program_is_searched_too(origin, left):
     assert (d.prompt, d.response, d.history) == ("And how?", left, ())
 
 
-def test_a_word_that_only_the_model_wrote_takes_the_reply_alone():
-    talks = Talks()
-    talks.say("dog", "I have a dog, Biscuit.", "Lovely!")
-    talks.say("allergy", "I am allergic to peanuts.", "Biscuit must not eat them either.", turns=["dog"])
-    talks.say("walk", "Which walk?", "Along the river.", talk="tuesday")
-    talks.correct("walk", "With Biscuit.")
-    talks.correct("walk", "Along the canal.")
-    plan = talks.plan(text="biscuit")
-    assert plan.dialogues == ("dog", "walk"), "also by a correction that was replaced"
-    assert plan.replies == ("allergy",)
-
-
 def test_the_list_says_why_a_reply_goes_and_which_corrections_go():
     talks = Talks()
     talks.say("dog", "I have a dog, Biscuit.", "Lovely!")
@@ -190,15 +175,6 @@ def test_the_list_says_why_a_reply_goes_and_which_corrections_go():
         "reply to “Where does it sleep?”, because it used a correction on this list; your message stays",
         "reply to “How old is it?”, because it used what you said in a dialogue on this list; your message stays",
     )
-
-
-def test_all_earlier_tries_go_with_the_turn_that_took_their_place():
-    talks = Talks()
-    for id in "abc":
-        talks.say(id, f"Question {id}?", "An answer.")
-    talks.state.record("replaced", "a", by="b")
-    talks.state.record("replaced", "b", by="c")
-    assert talks.plan(ids=["c"]).dialogues == ("a", "b", "c")
 
 
 def test_an_instruction_goes_by_its_words_with_its_earlier_texts():
@@ -460,7 +436,7 @@ def make_memory(folder):
     for id in others:
         talks.say(id, f"Question {id}?", "An answer.", talk=id)
     talks.say("repeat", "Question other2?", "An answer.", talk="d")
-    scores = scores_to_dict(Scores(**FACTS, embedding=np.ones(8)))
+    scores = scores_to_dict(Scores(**FACTS, model="base", embedding=np.ones(8)))
     for id in ("dog", "emma", *others, "repeat"):  # the first one leaves the buffer, and the last one is discarded
         talks.state.record("scored", id, scores=scores, is_considered=False)
         place(talks.state, id)
@@ -503,17 +479,10 @@ def test_a_kill_leaves_the_state_before_or_after_and_the_next_opening_finishes(t
 # the roads in: chat, another program, files; what is listed is what goes, and nothing else
 
 
-class Echo:
-    "A reply that repeats the secret in all the ways that it read."
-
-    end_reason = "stop"
-
-    def __init__(self, dialogue):
-        read = " ".join([dialogue.prompt, *(text for _, text in dialogue.history)])
-        self.text = " ".join(["Well,", *SECRET.findall(read)])
-
-    def __iter__(self):
-        yield self.text
+def repeat(dialogue):
+    "Reply with the secret in all the ways that were read."
+    read = " ".join([dialogue.prompt, *(text for _, text in dialogue.history)])
+    return " ".join(["Well,", *SECRET.findall(read)])
 
 
 FORMS = ["Biscuitto", "BISCUITTO", "bis\u200bcuitto", "**Bis**cuitto", "biscu\u00adit\ufe0fto"]
@@ -532,18 +501,6 @@ def send_again(session, talks: list) -> None:
         for suffix in ("", " (edited)"):
             sent = [(role, text + suffix * (role == "assistant")) for role, text in history]
             "".join(session.say(f"Another question {number}{suffix}?", history=sent))
-
-
-def make_round(dialogues, model, config, folder, **options):
-    place = find_place(folder)
-    place.mkdir(parents=True)
-    (place / "adapter_model.safetensors").write_bytes(b"weights")
-    return PreparedRound(ROUND | dict(adapter=f"adapters/{place.name}"), dialogues, None, Cost())
-
-
-def make_scores(model, dialogues, lexicons):
-    rng = np.random.default_rng(len(dialogues))
-    return [ScoredDialogue(d, Scores(**FACTS, embedding=rng.normal(size=8).astype("f4"))) for d in dialogues]
 
 
 def take_stock(session):
@@ -597,10 +554,7 @@ READ_A_CORRECTION += [("talk", FORMS[2]), ("say", ""), ("talk", "")]  # nothing 
 def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("me")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat, "ReplyStream", lambda model, dialogue, options: Echo(dialogue))
-        patch.setattr(personalizer, "score", make_scores)
-        patch.setattr(personalizer, "prepare_round", make_round)
-        patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)
+        replace_models(patch, repeat)
         session = open_session(model, folder)
         for number, (name, form) in enumerate(acts):
             act(session, name, f"Statement {number}. {form}".strip(), number)
@@ -635,7 +589,7 @@ def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_pat
 def test_a_deleted_reply_leaves_no_embedding_though_its_correction_stays():
     talks = Talks()
     talks.say("a", "What is in it?", "Secret biscuits.")
-    scores = scores_to_dict(Scores(**FACTS, embedding=np.arange(4.0)))
+    scores = scores_to_dict(Scores(**FACTS, model="base", embedding=np.arange(4.0)))
     talks.state.record("scored", "a", scores=scores, is_considered=False)
     place(talks.state, "a")
     talks.correct("a", "Flour.")
@@ -648,7 +602,7 @@ def test_a_correction_that_was_kept_after_it_was_made_stays_in_the_buffer_withou
     talks = Talks()
     talks.say("a", "What is in it?", "Secret biscuits.")
     talks.correct("a", "Flour.")
-    scores = scores_to_dict(Scores(**FACTS, embedding=np.arange(4.0)))
+    scores = scores_to_dict(Scores(**FACTS, model="base", embedding=np.arange(4.0)))
     talks.state.record("scored", "a", scores=scores, is_considered=False)
     place(talks.state, "a")
     assert [d.response for d in talks.forget(text="biscuits").buffer.dialogues] == ["Flour."]

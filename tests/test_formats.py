@@ -9,7 +9,7 @@ from personal_llm.base.core import InputError
 from personal_llm.data import reading
 from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS, ParsedConversation, RecordFormat, detect_format
 from personal_llm.data.formats import normalise_record, parse_record, split_turns
-from personal_llm.extras.marks import GAP, SETUP, UNLEARNED, find_mark, remove_marks, split_into_dialogues
+from personal_llm.extras.marks import find_mark, remove_marks, split_into_dialogues
 
 reading.load_formats()
 
@@ -32,8 +32,6 @@ PAIRS = [("Hi", "Hello"), ("Bye", "See you")]
 ROWS = json.loads(Path(__file__).with_name("records.json").read_text(encoding="utf-8"))
 # format, record, the (prompt, response) pairs that it holds; `test_reading` reads them from every kind of file
 RECORDS = [(name, record, list(map(tuple, expected))) for name, record, expected in ROWS["read"]]
-GAPS = ROWS["gaps"]  # what stands between two exchanges, and its gaps
-SYSTEM = dict(role="system", content="Be kind.")
 
 
 def pairs(conversations):
@@ -72,49 +70,6 @@ def test_a_format_of_your_own_comes_first():
 NORWAY, PERU = [user("Norway?"), bot("Oslo.")], [user("Peru?"), bot("Lima.")]
 
 
-@pytest.mark.parametrize("kind", GAPS)
-def test_a_turn_without_text_costs_its_own_exchange(kind):
-    "The answers around it must not grow together."
-    middle, num_gaps = GAPS[kind]
-    (conversation,) = parse_record(dict(messages=[*NORWAY, *middle, *PERU]), "messages")
-    found, _, left_out = split_into_dialogues(conversation)
-    assert (found[0].prompt, found[0].response) == ("Norway?", "Oslo.")
-    assert (found[-1].prompt, found[-1].response) == ("Peru?", "Lima.")
-    assert len(found) == 2 and sum(left_out.values()) == num_gaps
-    assert {*left_out} <= {SETUP if kind == "a prompt of Open WebUI" else GAP}
-    roles = [role for d in found for role, _ in d.history]
-    assert all(role == ("user", "assistant")[i % 2] for d in found for i, (role, _) in enumerate(d.history)), roles
-
-
-@pytest.mark.parametrize("call", ROWS["calls of tools"])
-def test_calls_of_tools_are_no_turns(call):
-    (conversation,) = parse_record(dict(messages=[user("How warm?"), *call, bot("21 degrees.")]), "messages")
-    (d,), _, left_out = split_into_dialogues(conversation)
-    assert (d.prompt, d.response, left_out) == ("How warm?", "21 degrees.", {})
-
-
-def test_system_turns_stay_and_divide():
-    rows = [SYSTEM, *CHAT[:2], dict(role="developer", content="Be a pirate."), *CHAT]
-    found, *_ = split_into_dialogues(parse_record(dict(messages=rows), "messages")[0])
-    system, pirate = ("system", "Be kind."), ("system", "Be a pirate.")
-    assert [list(d.history) for d in found] == [[system], [pirate], [pirate, ("user", "Hi"), ("assistant", "Hello")]]
-    for row in (dict(system="Be kind.", prompt="Hi", response="x"), dict(System_Prompt="Be kind.", user="Hi", gpt="x")):
-        (d,), *_ = split_into_dialogues(parse_record(normalise_record(row), "pairs")[0])
-        assert list(d.history) == [system]
-
-
-@pytest.mark.parametrize("mark", [dict(weight=0), dict(weight="0"), dict(train=False), dict(loss="False")])
-def test_an_answer_that_is_not_to_be_learned_stays_in_the_history(mark):
-    rows = [user("Is tin a metal?"), bot("No.") | mark, user("Sure?"), bot("Yes, it is.") | dict(weight=1)]
-    (d,), *_ = split_into_dialogues(parse_record(dict(messages=rows), "messages")[0])
-    assert split_into_dialogues(parse_record(dict(prompt="Hi", response="Yo") | mark, "pairs")[0]) == (
-        [],
-        0,
-        {UNLEARNED: 1},
-    )
-    assert d.prompt == "Sure?" and list(d.history) == [("user", "Is tin a metal?"), ("assistant", "No.")]
-
-
 MARKS = json.loads(Path(__file__).with_name("marks.json").read_text(encoding="utf-8"))
 MARKED = MARKS["mended"]  # an answer -> what is left of it
 MARKED |= dict.fromkeys(MARKS["thoughts"], "Yes.")
@@ -146,40 +101,14 @@ def test_an_exchange_with_another_mark_is_left_out_by_name(text):
     assert find_mark("What does <think> do?", "user") == ""
 
 
-def test_a_row_that_is_labelled_false_is_not_learned():
-    labels = [True, 1, "1", False, 0, "False", "0", "negative", "-1", 2]  # those of KTO, and classes of other data sets
-    for label in labels:
-        for name, row in (("pairs", dict(prompt="Hi", completion="Yo")), ("messages", dict(messages=CHAT[:2]))):
-            dialogues, *_ = split_into_dialogues(parse_record(row | dict(rating=1, label=label), name)[0])
-            assert len(dialogues) == (label not in labels[3:7])
-
-
 def test_marks_in_long_texts_are_quick():
     texts = ["<" * 300_000, "\n" * 300_000, "<think>" * 50_000, "【" * 300_000, "```" * 100_000, " " * 300_000]
     for text in (*texts, "<details " * 30_000, "\ue200a" * 50_000, ":::a{}\n" * 9_999):
         remove_marks(text + "x")
 
 
-def test_a_preference_of_whole_dialogues_names_their_mark():
-    sides = [f"\n\nHuman: Hi\n\nAssistant: {word}" for word in ("Hello", "Yo")]
-    with pytest.raises(InputError, match="left out: 1 × .*mark of a turn.*(Human:)"):
-        reading.read_dialogues([dict(chosen=sides[0], rejected=sides[1])])
-
-
-def test_a_column_without_a_name_is_not_in_the_note():
-    (conversation,) = parse_record({"": "7", "prompt": "Hi", "response": "Hello", "stars": 1}, "pairs")
-    assert conversation.turns[-1].unread == ["stars"]
-
-
 def test_a_telegram_chat_may_have_no_name():
     assert detect_format(normalise_record(dict(name=None, type="saved_messages", id=1, messages=[]))) == "telegram"
-
-
-def test_rows_of_other_files_of_an_export_point_to_the_chats():
-    for row in (dict(uuid="u", full_name="X"), dict(conversations_memory="Peas."), dict(uuid="p", name="G", docs=[])):
-        with pytest.raises(InputError) as caught:
-            detect_format(row)
-        assert "conversations.json" in caught.value.remedy
 
 
 def test_many_turns_of_one_side_and_long_texts_are_quick():
@@ -209,17 +138,6 @@ def test_turns_without_an_exchange_are_one_line(split, turns, words):
         split(ParsedConversation(turns))
 
 
-LEFT_OUT = [GAPS[kind][0] for kind in ("a picture", "a prompt of Open WebUI", "a stopped thought")]
-
-
-@pytest.mark.parametrize("turns", [*LEFT_OUT, [user("Hi"), dict(role="tool"), bot("Yo") | dict(weight=0)]])
-def test_a_row_that_holds_nobodys_words_is_left_out(turns):
-    "It is no mistake of the file: the other rows are read, and its gap is counted."
-    dialogues, _, left_out = split_into_dialogues(parse_record(dict(messages=turns), "messages")[0])
-    reason = SETUP if turns is LEFT_OUT[1] else UNLEARNED if "weight" in turns[-1] else GAP
-    assert not dialogues and left_out == {reason: 1}
-
-
 def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
     wrong = (lambda row: row[0], lambda row: float(10**400), lambda row: row.nothing, lambda row: int("x"))
     try:
@@ -232,40 +150,6 @@ def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
             parse_record({}, "careless")
     finally:
         del FORMATS["careless"]
-
-
-TALK = ("user", "Tea?"), ("assistant", "Yes."), ("user", "Cake?"), ("assistant", "No.")
-HIDDEN = [dict(visible=False), dict(isSelected=False), dict(retracted=True), dict(state="deleted")]
-HIDDEN += [dict(visibility="hidden"), dict(kind="thinking"), dict(type="tool_use"), dict(channel="commentary")]
-HIDDEN += [dict(message_type="reasoning_message")]
-HIDDEN += [dict(deleted_at="2026-01-05"), dict(superseded=True), dict(is_active=False), dict(content="<command-x>")]
-HIDDEN += [dict(hidden=True), dict(deleted=True), dict(is_system=True)]
-STOPPED = [dict(interrupted=True), dict(isPartial=True), dict(is_complete=False), dict(finishReason="MAX_TOKENS")]
-STOPPED += [dict(stopReason="userStopped"), dict(status="error"), dict(errorCode=429), dict(status="in_progress")]
-AGAINST = [dict(reactions=["👎"]), dict(isLiked=False), dict(thumbs_down=True), dict(verdict="fail")]
-AGAINST += [dict(quality="poor"), dict(vote="downvote"), dict(is_good=False), dict(helpful="no")]
-AGAINST += [dict(accepted="rejected"), dict(flagged=True)]
-AGAINST += [dict(quality="bad"), dict(feedback=dict(rating="thumbs_down")), dict(annotation=dict(rating=-1))]
-
-
-@pytest.mark.parametrize("field", [*HIDDEN, *STOPPED, *AGAINST], ids=str)
-def test_facts_of_a_turn(field):
-    "A turn that is not on the screen is none, one that stopped is a gap, one that is rated down is no example."
-    question, answer = dict(role="user", content="Tea?"), dict(role="assistant", content="No.") | field
-    turns = [question, answer, dict(role="assistant", content="Yes.")] if field in HIDDEN else [question, answer]
-    (talk,) = parse_record(dict(messages=turns), "messages")
-    dialogues, _, left_out = split_into_dialogues(talk)
-    assert [d.response for d in dialogues] == (["Yes."] if field in HIDDEN else [])
-    assert left_out == ({} if field in HIDDEN else {GAP: 1} if field in STOPPED else {UNLEARNED: 1})
-
-
-def test_a_history_is_turns_with_roles_or_requests_with_answers():
-    "The name of a role in each pair tells it."
-    expected = [("system", "Be brief."), ("user", "Tea?"), ("assistant", "Yes.")]
-    row = dict(prompt="Cake?", response="No.", history=expected)
-    assert [(d.prompt, d.response) for d in reading.read_dialogues([row])] == [("Tea?", "Yes."), ("Cake?", "No.")]
-    assert list(reading.read_dialogues([row])[1].history) == expected
-    assert list(reading.read_dialogues([row | dict(history=[["Tea?", "Yes."]])])[1].history) == expected[1:]
 
 
 def test_plain_turns_are_joined_cut_and_kept_once():

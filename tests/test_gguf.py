@@ -282,15 +282,6 @@ def test_a_file_that_lies_is_one_line(lie, tmp_path):
     refused(edited(tmp_path / "model.gguf", **changes), match)
 
 
-@pytest.mark.parametrize("template", ["{{ ''.__class__.__mro__ }}", "{% for %}", "{{ raise_exception('no') }}"])
-def test_a_template_that_fails_is_one_line_at_the_first_prompt(template, tmp_path):
-    "transformers renders it in a sandbox, as the template of any model."
-    model = load_model(edited(tmp_path / "model.gguf", {"tokenizer.chat_template": template}), device="cpu")
-    with pytest.raises(InputError, match="chat template refuses") as error:
-        model.encode(Dialogue("Hi", "Hello."))
-    assert "\n" not in str(error.value)
-
-
 def test_each_cut_is_one_line(tmp_path):
     "At places all over the header, and in the data."
     content, file = make_gguf(tmp_path / "whole.gguf").read_bytes(), tmp_path / "cut.gguf"

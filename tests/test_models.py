@@ -138,31 +138,6 @@ def test_generate_with_a_temperature_repeats_and_leaves_the_global_generator_alo
     assert one == drawn(1) != drawn(2)
 
 
-def test_generate_stops_at_the_end_token():
-    model = tiny("llama")
-    end = model.tokenizer.eos_token_id
-    words = model.tokenizer(" one two three", add_special_tokens=False)["input_ids"]
-
-    class Script(torch.nn.Module):
-        "Says the same tokens to everybody; transformers fills the row after the end token."
-
-        generation_config = model.model.generation_config
-        get_input_embeddings = staticmethod(model.model.get_input_embeddings)
-
-        def generate(self, input_ids, max_new_tokens, **settings):
-            assert settings["eos_token_id"] == [end] and settings["attention_mask"].shape == input_ids.shape
-            row = torch.tensor([words + [end] + [settings["pad_token_id"]] * 3])
-            return torch.cat([input_ids, row.expand(len(input_ids), -1)], 1)
-
-    script = Script()
-    script.register_parameter("none", torch.nn.Parameter(torch.zeros(1)))
-    model.model = script
-    assert model.generate(["a", "a longer one"]) == ["one two three"] * 2
-    read = sum(len(encode_prompt(model.tokenizer, Dialogue(p, ""), 99)["input_ids"]) for p in ("a", "a longer one"))
-    num_ends = end != model.tokenizer.pad_token_id
-    assert model.cost.tokens == read + 2 * (len(words) + num_ends) and model.cost.forward == 2
-
-
 @pytest.mark.parametrize("wrong", [[5], [None], [dict(prompt="a")], ["  "]], ids=str)
 def test_prompts_that_are_none_are_one_line(wrong):
     with pytest.raises(InputError, match="is no dialogue|empty prompt"):

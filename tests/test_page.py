@@ -261,7 +261,7 @@ def test_a_reply_goes_on_while_the_page_is_loaded_anew_and_one_that_was_cut_cont
     monkeypatch.undo()
     session = page.running.session
     session.talk.open(None)
-    session.talk.store_message("What is tea?", time.time())  # as a server leaves it that was killed
+    session.store_message("What is tea?")  # as a server leaves it that was killed
     page.browser.refresh()
     page.until(lambda: page.texts("#turns .reply") == ["The reply was cut off before its end."])
     page.press("Continue")

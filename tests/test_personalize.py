@@ -48,13 +48,6 @@ def test_a_run_says_how_long_it_takes_and_measures_the_newest_few(model, tmp_pat
     assert result["held_out"] == 6 and result["tested"] == 2 and "6 held out, 2 measured" in lines[0]
 
 
-def test_what_comes_is_said_before_anything_is_timed(model, monkeypatch, capsys):
-    told = []
-    monkeypatch.setattr(app, "estimate_minutes", lambda *given: told.append(capsys.readouterr().err) or 1)
-    app.announce(model, CHATS[0], 4, 8, 54, BRIEF)
-    assert told[0].startswith("54 dialogues to read, 2 steps") and capsys.readouterr().err == "about 1.0 minutes\n"
-
-
 def test_an_estimate_is_the_sum_of_its_parts(model, monkeypatch):
     "Ten replies of 2 s, forty dialogues read at .5 s, twelve steps of 3 s."
     monkeypatch.setattr(app.timeit, "repeat", lambda *given, **named: [9.0, 2.0])

@@ -1,8 +1,6 @@
 "The five verbs, on the pocket model."
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 from kills import look_after_kills, needs_fork
@@ -155,29 +153,6 @@ def test_what_is_impossible_is_one_line_without_your_text_and_changes_nothing(mo
 # reply
 
 
-@pytest.mark.parametrize("memories", [6, 0])
-def test_every_reply_reads_the_instructions_until_they_are_taken_back(model, tmp_path, memories):
-    me = make(model, tmp_path, memories=memories)
-    me.instruct(" Two bullets, please. ", time=-1.0)
-    me.close()
-    again = make(model, tmp_path, memories=memories)
-    question = Dialogue("Is 9 a prime number?", "", [("system", "Be kind.")])
-    assert again.recall(question).dialogue.prompt == "Is 9 a prime number?\n(Two bullets, please.)"
-    again.instruct("Three bullets.", 1)
-    assert again.recall(question).dialogue.prompt.endswith("(Three bullets.)")
-    again.instruct("", 1)
-    assert again.state.instructions == {} and again.recall(question).dialogue.history == question.history
-    with pytest.raises(InputError, match="there are none"):
-        again.instruct("Four bullets.", 1)
-    assert again.forget(text="bullets").lines[:2] == (
-        "standing instruction: Two bullets, please.",
-        "standing instruction: Three bullets.",
-    )
-    again.close()
-    content = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
-    assert b"bullets" not in content
-
-
 # finetune
 
 
@@ -256,23 +231,6 @@ def test_an_adapter_that_was_changed_is_not_loaded(model, tmp_path, name, line):
 # forget
 
 
-def test_forgetting_deletes_an_adapter_and_what_it_learned(model, tmp_path):
-    me = make(model, tmp_path)
-    me.observe_all(STREAM[:4], progress=False)
-    me.react(STREAM[2], "better", "In short: Biscuit.")
-    me.recall(Dialogue("Is 4 a prime number?", ""))
-    assert STREAM[2].prompt in me.memory.vectors.vectors
-    me.finetune(progress=False)
-    plan = me.forget(text="biscuit", dry=True)
-    assert len(plan.dialogues) == 1 and plan.adapters == ("adapters/000",) and me.adapter is not None
-    assert me.forget(text="biscuit") == plan
-    assert me.adapter is None and me.rounds == [] and not (tmp_path / "adapters" / "000").exists()
-    assert STREAM[2].prompt not in me.memory.vectors.vectors
-    me.close()
-    content = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
-    assert b"Biscuit" not in content
-
-
 # what it costs
 
 
@@ -296,18 +254,6 @@ def test_the_cost_of_a_reply_is_stored_with_its_turn_and_a_failed_change_loses_n
 
 
 # the folder
-
-
-def test_a_folder_in_use_is_refused(model, tmp_path):
-    me = make(model, tmp_path)
-    with pytest.raises(InputError, match="at work in this folder.*me.close()"):
-        Personalizer(model, folder=tmp_path)
-    program = "from personal_llm import Personalizer, load_model; "
-    program += f"Personalizer(load_model('pocket'), folder={str(tmp_path)!r})"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "another program is at work" in ended.stderr
-    me.close()
-    Personalizer(model, folder=tmp_path).close()
 
 
 def test_a_new_memory_takes_no_buffer_with_entries(model):
@@ -396,23 +342,6 @@ def test_a_kill_inside_a_fine_tune_loses_nothing_and_leaves_no_half_adapter(mode
     steps = itertools.count()
     lengths = look_after_kills(before, learn, look)
     assert len(lengths) > 10 and lengths == sorted(lengths) and lengths[-1] == 2, "first before, then after"
-
-
-def test_a_word_that_is_taken_back_counts_no_more(model):
-    me = make(model)
-    me.observe_all(STREAM[:3], progress=False)
-    with pytest.raises(InputError, match="nothing to take back"):
-        me.undo()
-    for dialogue in STREAM[:3]:
-        me.react(dialogue, "better", f"In short: {dialogue.prompt}")
-    ids = [dialogue.id for dialogue in STREAM[:3]]
-    me.scope(STREAM[:3], "everywhere")
-    assert len(get_evidence(me.state).everywhere) == 3
-    assert str(me.undo()).startswith("taken back: “All replies” for “") and len(get_evidence(me.state).answers) == 3
-    assert STREAM[2].prompt in str(me.undo()) and len(get_evidence(me.state).answers) == 2
-    assert me.state.newest(ids[2]).response == STREAM[2].response
-    me.instruct("Be brief.")
-    assert "Be brief." in str(me.undo()) and not me.state.instructions
 
 
 def test_a_fine_tune_learns_all_answers_also_those_that_left_the_buffer(model):

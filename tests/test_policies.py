@@ -234,20 +234,6 @@ def test_a_policy_that_raises_is_one_line_and_changes_nothing(capsys):
     assert capsys.readouterr().err.count("so it asks nothing") == 1
 
 
-def test_questions_are_paced_by_the_dialogues_to_come():
-    policy = get_policy("answers-first")
-    policy.pace(20, seen=95)
-    buffer = Buffer(4, policy)
-    buffer.seen = 95
-    asked = []
-    for place, c in enumerate(stream(20)):
-        if Policy.decide_question(policy, buffer.view, c, questions_left=2 - len(asked))[0]:
-            asked.append(place)
-            c = replace(c, dialogue=c.dialogue.derive(origin="approved"))
-        buffer.add(c)
-    assert len(asked) == 2 and asked[1] >= 9
-
-
 # the default policy keeps to its budget of questions
 
 

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from cases import pairs, save
+from cases import pairs
 
 from personal_llm.base.core import InputError
 from personal_llm.data import formats, reading
@@ -21,7 +21,6 @@ def turns(*names, role="role", text="content", **more):
     return [row | {name: values[i] for name, values in more.items()} for i, row in enumerate(rows)]
 
 
-TIMES = [f"2026-01-05T10:00:0{i}Z" for i in range(4)]
 SETTING = "<environment_context>\n<cwd>/home</cwd>\n</environment_context>"
 CONTEXT = "This is the {}. We are setting up the context for our chat.\nToday's date is Monday."
 
@@ -34,21 +33,6 @@ def test_an_export_is_read_without_what_nobody_said(file):
     count = dict(one_exchange=1, two_exchanges=2)[file.parent.name]
     assert (found.format, pairs(found)) == (file.stem.partition("-")[0].replace("_", " "), TEA[:count])
     assert not found.unread and {*found.left_out} <= {GAP, SETUP}
-
-
-def test_a_thread_of_perplexity_and_code_keep_what_is_theirs(tmp_path):
-    messages = turns(text="text")
-    messages[1]["text"] = "Take `a[1]`[1][2]."
-    thread = dict(schema="archive.thread.v1", thread={}, messages=messages)
-    assert reading.read_dialogues(save(tmp_path / "a.json", thread))[0].response == "Take `a[1]`."
-
-
-def test_a_second_speaker_and_times_that_fall_in_blocks_cost_no_pair():
-    rows = turns(name=["Kim", "Mira", "Kim", "Mira"])
-    rows[2:2] = [dict(role="assistant", content="Never.", name="Otto")]
-    same = turns(sent=[TIMES[0], TIMES[0], TIMES[1], TIMES[1]])
-    for talk in (rows, same, same[2:] + same[:2], same[::-1]):
-        assert pairs(reading.read_dialogues([dict(messages=talk)])) == TEA
 
 
 SETUPS = [CONTEXT.format("Qwen Code"), "# AGENTS.md instructions for /home\n\n<INSTRUCTIONS>x</INSTRUCTIONS>", SETTING]
@@ -65,14 +49,6 @@ def test_a_set_up_text_is_not_the_persons_word(text):
     asked = Turn("user", f"{text}\nTea?") if text.startswith("<") else Turn("user", "Tea?")
     assert clean_turn(asked) == Turn("user", "Tea?")
     assert clean_turn(Turn("user", "Explain <b>bold</b> and # AGENTS.md.")).left_out == ""
-
-
-def test_the_system_text_of_vertex_belongs_to_each_dialogue():
-    turns = [dict(role=("user", "model")[i % 2], parts=[dict(text=text)]) for i, text in enumerate(sum(TEA, ()))]
-    found = reading.read_dialogues(
-        [dict(systemInstruction=dict(role="system", parts=[dict(text="Be kind.")]), contents=turns)]
-    )
-    assert pairs(found) == TEA and all(d.history[0] == ("system", "Be kind.") for d in found) and not found.notes()
 
 
 def test_an_install_without_our_exports_reads_plain_rows_and_says_what_to_do(monkeypatch):

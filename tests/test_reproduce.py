@@ -42,14 +42,8 @@ def test_a_run_goes_on_where_it_was_stopped_and_new_code_is_measured_anew(tmp_pa
         return SimpleNamespace(cost=reproduce.replace(pocket().cost)), []
 
     monkeypatch.setattr(reproduce, "test_replies", lambda model, adapter, tests, tokens: [0.5] * len(tests))
-    given = (
-        pocket(),
-        dict(toys=talks(24)),
-        tmp_path,
-        SMALL,
-        TuningConfig(batch_size=4, max_length=64),
-        ("fifo", Shortest()),
-    )
+    config = TuningConfig(batch_size=4, max_length=64)
+    given = (pocket(), dict(toys=talks(24)), tmp_path, SMALL, config, ("fifo", Shortest()))
     with pytest.raises(KeyboardInterrupt):
         reproduce_sdss(*given, progress=False)
     tables = reproduce_sdss(*given, progress=False)
@@ -125,18 +119,7 @@ def test_the_gpu_of_a_run_is_the_models(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("personal_llm.base.replies.load_model", load)
     data = write(tmp_path / "few.jsonl", [json.dumps(d.to_dict()) for d in talks(12)])
-    given = (
-        "--data",
-        data,
-        "--out",
-        tmp_path / "table",
-        "--device",
-        "cuda",
-        "--dtype",
-        "bfloat16",
-        "--batch-size",
-        256,
-    )
+    given = ("--data", data, "--out", tmp_path / "table", *"--device cuda --dtype bfloat16 --batch-size 256".split())
     assert "no GPU here" in fails(capsys, "reproduce", "sdss", *given, "--quiet")
     assert asked == dict(device="cuda", dtype="bfloat16")
 
@@ -144,36 +127,9 @@ def test_the_gpu_of_a_run_is_the_models(tmp_path, capsys, monkeypatch):
 @pytest.mark.later
 def test_sdss_by_the_command_line_to_the_end(tmp_path, capsys):
     data = write(tmp_path / "toys.jsonl", [json.dumps(d.to_dict()) for d in talks(24)])
-    given = (
-        "--capacity",
-        4,
-        "--looks",
-        16,
-        "--tests",
-        4,
-        "--synthetic",
-        1,
-        "--epochs",
-        1,
-        "--reply-tokens",
-        4,
-        "--batch-size",
-        8,
-    )
-    result = found(
-        capsys,
-        "reproduce",
-        "sdss",
-        "--data",
-        data,
-        "--out",
-        tmp_path / "t",
-        "--model",
-        "pocket",
-        *given,
-        "--policies",
-        "sdss,fifo",
-    )
+    given = "--capacity 4 --looks 16 --tests 4 --synthetic 1 --epochs 1 --reply-tokens 4 --batch-size 8".split()
+    given += ["--data", data, "--out", tmp_path / "t", "--model", "pocket", "--policies", "sdss,fifo"]
+    result = found(capsys, "reproduce", "sdss", *given)
     assert [row["policy"] for row in result["tables"]["end"]] == ["sdss", "fifo"]
     adapters = sorted(place.name for place in (tmp_path / "t" / "adapters").iterdir())
     assert adapters == ["toys-0-fifo-16", "toys-0-fifo-20", "toys-0-sdss-16", "toys-0-sdss-20"], "one at every look"
@@ -197,15 +153,8 @@ def test_xpert_chooses_by_words_and_traces_each_start(tmp_path, monkeypatch):
     shutil.copytree(Library("pocket").path, tmp_path / "library")
     library = Library(tmp_path / "library")
     plan = XPerTPlan(prompts=3, words=2, word_prompts=2, tests=4, look_every=2, reply_tokens=4)
-    given = (
-        model,
-        model,
-        library,
-        dict(me=talks(16)),
-        tmp_path / "run",
-        plan,
-        TuningConfig(steps=4, batch_size=2, max_length=48),
-    )
+    config = TuningConfig(steps=4, batch_size=2, max_length=48)
+    given = (model, model, library, dict(me=talks(16)), tmp_path / "run", plan, config)
     rows = reproduce_xpert(*given)
     assert [row["start"] for row in rows][:2] == ["scratch", "nearest"] and rows[0]["steps"] <= 4
     assert rows == reproduce_xpert(*given), "nothing is measured twice"

@@ -248,7 +248,10 @@ def test_a_whole_day(tmp_path):
         assert ask("POST", "/me/react", dict(id=first["id"], kind="better", text=BETTER))[1]["kind"] == "better"
         assert ask("POST", "/me/scope", dict(id=first["id"], scope="everywhere"))[1] == dict(message=ALL_REPLIES)
         assert ask("GET", "/me/status")[1]["undo"] == "“All replies” for “My knee hurts.”"
-        taken = ask("POST", "/me/take_back", {})[1]
+        act = ask("GET", "/me/status")[1]["act"]
+        status, answer = ask("POST", "/me/take_back", dict(number=act - 1))  # a page that doesn't know the newest act
+        assert status == 400 and "something newer was done" in answer["error"]["message"]
+        taken = ask("POST", "/me/take_back", dict(number=act))[1]
         assert taken["message"].startswith("taken back: “All replies”")
         assert ask("GET", "/me/status")[1]["undo"] == "your correction of “My knee hurts.”"
         assert ask("POST", "/me/react", dict(id=second["id"], kind="up"))[1]["kind"] == "up"
@@ -417,7 +420,8 @@ def test_a_name_of_a_talk_is_found_kept_and_forgotten(served):
     assert served.ask("POST", "/me/name", dict(talk=talk, text=SECRET)) == (200, {})
     for words in ("zanzi", "KNEE"):
         assert [row["title"] for row in served.ask("GET", f"/me/talks?words={words}")[1]["talks"]] == [SECRET]
-    assert len(served.ask("POST", "/me/forget", dict(text=SECRET))[1]["dialogues"]) == 1
+    forgotten = served.ask("POST", "/me/forget", dict(text=SECRET))[1]
+    assert len(forgotten["dialogues"]) == 1 and f"in the chat named “{SECRET}”" in forgotten["lines"][0]
     assert [row["title"] for row in served.ask("GET", "/me/talks")[1]["talks"]] == ["What is tea?"]
 
 

@@ -65,11 +65,6 @@ def test_a_stream_that_cannot_be_made_is_one_line(shares, settings, line):
         correlated_stream(POOLS, shares, **settings)
 
 
-def test_a_copy_names_its_original():
-    first, copy = correlated_stream(POOLS, dict(a=1, b=0, c=0), 2, duplicates=dict(a=1))
-    assert first.prompt == "a 0?" != copy.prompt and copy.labels["copy_of"] == first.id
-
-
 # splits
 
 

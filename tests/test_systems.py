@@ -49,7 +49,7 @@ with ChatSession(model, Path(sys.argv[2]) / "Me", idle_seconds=1000.0) as sessio
         session.react("better", f"In short: it moves. {text}")
     session.instruct("Be short.")
     session.work.learn()
-    session.work.finish_learning()
+    session.work.finish()
     assert len(session.me.rounds) == 1, session.pop_messages()
     assert "".join(session.say("What is a bone?"))
     session.forget("muscle")

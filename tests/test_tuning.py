@@ -252,25 +252,6 @@ def test_stopped_between_the_last_step_and_the_end(config, monkeypatch, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == WHOLE
 
 
-def test_interrupted_while_the_checkpoint_is_written(straight, monkeypatch, tmp_path):
-    "The older checkpoint is whole, and the next call goes on from it."
-    real, written = os.replace, []
-
-    def stop(source, target):
-        written.extend([target] * str(target).endswith("checkpoint"))
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        return real(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path)
-    again, steps = run(tmp_path)
-    assert result(again) == result(straight) and steps == [3, 4, 5, 6]
-    assert sorted(p.name for p in tmp_path.iterdir()) == WHOLE
-
-
 @pytest.mark.parametrize("place", [0, 63, 64, 1000, -1])
 def test_a_flipped_bit_of_a_checkpoint_costs_time_and_nothing_else(place, stopped, straight, tmp_path):
     "The training begins anew, and ends with the bytes of a run that was never interrupted."

@@ -20,7 +20,7 @@ from personal_llm.selection.merging import merge
 from personal_llm.tuning import finetune as tuning
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune, trainable_adapter
-from personal_llm.tuning.training_loop import LowerLayers, keep_lower_states, response_nll
+from personal_llm.tuning.training_loop import keep_lower_states, response_nll, split_layers
 
 SLIDING = dict(sliding_window=16)
 STILL = dict(resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0)
@@ -187,9 +187,9 @@ def test_a_family_without_a_list_of_layers_tunes_all(monkeypatch, capsys):
 
 def test_a_table_of_tokens_that_learns_takes_the_long_way():
     with trainable_adapter(make_family("Qwen2"), UPPER) as adapted:
-        assert len(LowerLayers(adapted).lower) == 2
+        assert len(split_layers(adapted)[0]) == 2
         table = adapted.get_input_embeddings().weight.requires_grad_()
-        assert not LowerLayers(adapted).lower
+        assert not split_layers(adapted)[0]
         table.requires_grad_(False)
 
 

@@ -2,54 +2,23 @@
 
 import shutil
 
-import numpy as np
 import pytest
-from candidates import ROUND
+from candidates import replace_models
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
-from personal_llm.buffer.scoring import ScoredDialogue, Scores
-from personal_llm.device import chat, personalizer
+from personal_llm.device import personalizer
 from personal_llm.device.archive import Archive
 from personal_llm.device.chat import ChatSession
 from personal_llm.device.evidence import get_evidence, list_answered, list_unlearned
 from personal_llm.device.forgetting import trim
-from personal_llm.device.learning import PreparedRound, find_place
 from personal_llm.device.recall import Memory, Recall
 from personal_llm.device.state import begin_state, open_state
 
 POLICIES = ["answers-first", "sdss", "kcenter", "random"]
 SCOPES = ["", "here", "everywhere"]
-
-
-class Echo:
-    "A reply that is known beforehand."
-
-    end_reason = "stop"
-
-    def __init__(self, model, dialogue, options):
-        self.text = f"So it is {len(dialogue.prompt)}."
-
-    def __iter__(self):
-        yield self.text
-
-
-def score(model, dialogues, lexicons):
-    rng = np.random.default_rng(len(dialogues))
-    facts = dict(eoe=float(rng.random()), eoe_scripts=0.5, dss=0.1, domain="d", loss=1.0, tokens=5)
-    return [
-        ScoredDialogue(d, Scores(**facts, embedding=rng.normal(size=8).astype("f4"), model=model.active_adapter))
-        for d in dialogues
-    ]
-
-
-def prepare_round(dialogues, model, config, folder, **options):
-    place = find_place(folder)
-    place.mkdir(parents=True)
-    (place / "adapter_model.safetensors").write_bytes(b"weights")
-    return PreparedRound(ROUND | dict(adapter=f"adapters/{place.name}"), dialogues, None, Cost())
 
 
 def find(self, state, dialogue, *_):
@@ -111,6 +80,7 @@ def describe(state):
     buffer = state.buffer
     entries = [(entry.dialogue, entry.scores.embedding.tolist()) for entry in buffer.entries]
     parts |= dict(entries=entries, arrivals=buffer.arrivals, random=buffer.random.bit_generator.state)
+    parts |= dict(vacated=buffer.vacated, rescored=buffer.rescored)
     return str({**parts, "evidence": get_evidence(state), "unlearned": list_unlearned(state), "seen": buffer.seen})
 
 
@@ -121,18 +91,12 @@ def open_session(folder, policy):
     return ChatSession(load_model("pocket"), folder, clock=clock, idle_seconds=999.0, **options)
 
 
-QUESTION_FORGOTTEN = [
-    ("say", 0),
-    ("better", 0),
-    ("settle", 0),
-    ("say", 0),
-    ("say", 0),
-    ("say", 0),
-    ("up", 0),
-    ("say", 8),
-]
-QUESTION_FORGOTTEN += [("learn", 0), ("better", 1), ("say", 0), ("say", 0), ("learn", 0), ("say", 0), ("better", 4)]
-QUESTION_FORGOTTEN += [("replace", 2), ("forget", 7), ("say", 9)]  # the reply that a question was about
+# the reply that a question was about is forgotten
+QUESTION_FORGOTTEN = (
+    "say better settle say say say up say:8 learn better:1 say say learn say better:4 replace:2 forget:7"
+)
+QUESTION_FORGOTTEN = [step.partition(":")[::2] for step in f"{QUESTION_FORGOTTEN} say:9".split()]
+QUESTION_FORGOTTEN = [(verb, int(number or 0)) for verb, number in QUESTION_FORGOTTEN]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -142,10 +106,7 @@ QUESTION_FORGOTTEN += [("replace", 2), ("forget", 7), ("say", 9)]  # the reply t
 def test_live_computed_anew_and_read_from_disk_are_one_state(policy, tmp_path_factory, verbs):
     folder = tmp_path_factory.mktemp("me")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat, "ReplyStream", Echo)
-        patch.setattr(personalizer, "score", score)
-        patch.setattr(personalizer, "prepare_round", prepare_round)
-        patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)
+        replace_models(patch, lambda dialogue: f"So it is {len(dialogue.prompt)}.")
         patch.setattr(Memory, "find", find)
         with open_session(folder, policy) as session:
             state = session.me.state

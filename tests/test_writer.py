@@ -257,30 +257,6 @@ def test_the_chat_of_the_terminal_says_who_writes(server, tmp_path, capsys, monk
     assert corrected in server.seen[1][0]["messages"], "it reads the correction"
 
 
-@pytest.mark.later
-def test_300_requests_of_8_clients_with_faults_lose_nothing_and_store_no_half(server, served):
-    "Each whole reply is stored once with its own text, each fault is an error of its client, and the rest goes on."
-    faults = [script for script, words in FAULTS.values() if words not in (SILENT, ONLY_THOUGHT)]
-    kinds = [*faults, *[echo] * 29]
-    server.scripts.extend(kinds[number % len(kinds)] for number in range(300))
-    num_faults = sum(script is not echo for script in server.scripts)
-    outcomes = []
-
-    def ask(number: int):
-        body = dict(model="personal", messages=[dict(role="user", content=f"number {number} please")])
-        outcomes.append((number, *served.ask("POST", COMPLETIONS, body | dict(stream=False))))
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(ask, range(300)))
-    stored = {d.prompt: d.response for d in served.session.me.archive.dialogues.values()}
-    whole = [(number, row) for number, status, row in outcomes if status == 200]
-    failed = [row for _, status, row in outcomes if status != 200]
-    assert len(outcomes) == 300 and len(failed) == num_faults
-    assert all(row["error"]["message"].startswith("writer 127.0.0.1") for row in failed)
-    texts = {f"number {n} please": row["choices"][0]["message"]["content"] for n, row in whole}
-    assert texts == stored == {prompt: f"In short: {prompt}" for prompt in stored}
-
-
 # a server that thinks, sends nothing of use, or has no end
 
 

@@ -15,6 +15,8 @@ TEMPLATES = dict(plain=PLAIN_TEMPLATE) | {file.stem: file.read_text(encoding="ut
 # what models of that kind come with
 FITTING = dict(llama="trimming", qwen2="system", gpt2="plain", smollm="chatml-marked")
 ARCHITECTURES = tuple(FITTING)
+PROJECTIONS = [f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")]
+UPPER = dict(target_modules=PROJECTIONS, layers_to_transform=[1])  # of `random_adapter`, as a fine-tune's default
 
 
 def tiny_tokenizer(template: str):

@@ -146,8 +146,8 @@ def confirm(question: str) -> bool:
 # %% ../../nbs/8_app/04_chat.ipynb #chatsty01
 def describe_style(session) -> list:  # lines
     "List the habits of the card with their numbers, and the style of the newest answers in words."
-    lines = [f"{number}. {row}" for number, row in enumerate(list_habits(session.me.state), 1)]
-    dialogues = list_examples(session.me.state)[-NUM_NEWEST:]
+    lines = [f"{number}. {row}" for number, row in enumerate(list_habits(session.state), 1)]
+    dialogues = list_examples(session.state)[-NUM_NEWEST:]
     try:
         lines += explain(session.model.clone(), dialogues).lines()
     except InputError:
@@ -158,7 +158,7 @@ def describe_style(session) -> list:  # lines
 
 def explain_stored(session) -> list[Note]:
     "List what the newest stored reply used, as the archive tells; raise `InputError` if there is none."
-    state = session.me.state
+    state = session.state
     id = next(reversed(state.own), None)
     if id is None:
         raise InputError("there is no reply yet", "write something first")
@@ -166,7 +166,7 @@ def explain_stored(session) -> list[Note]:
     examples = [state.newest(other) for other in reply.reads if other in state.archive.dialogues]
     said = {*reply.statements}
     notes = [Note("example", prompt=d.prompt, reply=d.response) for d in examples]
-    notes += [Note("you_said", text=one.text) for one in session.me.memory.list_statements(state) if one.id in said]
+    notes += [Note("you_said", text=one.text) for one in session.memory.list_statements(state) if one.id in said]
     first = Note("stored_reply", prompt=state.list_prompts([id]))
     return [first, *(notes or [Note("read_nothing")]), Note("by_adapter" if reply.is_tuned else "by_base")]
 
@@ -203,7 +203,7 @@ SCOPE_NAMES = {name or "auto": name for name in SCOPES}  # what a person types -
 def change_habit(session, text: str) -> str:
     "Say where a habit belongs, by its number on the card."
     number, name = (text.split(maxsplit=1) + [""])[:2]
-    rows = list_habits(session.me.state)
+    rows = list_habits(session.state)
     if not 1 <= read_number(number) <= len(rows) or name not in SCOPE_NAMES:
         remedy = f"/style lists the habits; write /style N {'|'.join(SCOPE_NAMES)}"
         raise InputError(f"/style {text[:40]}: no such habit or place", remedy)
@@ -267,12 +267,12 @@ def run_command(session, name: str, text: str) -> str:  # the output
             return correct(session, text, id)
         case "/always":
             if not text:
-                lines = map(str, session.me.state.instructions.values())
+                lines = map(str, session.state.instructions.values())
                 return "\n".join(lines) or session.tell(Note("no_instruction"))
             return session.instruct(text)
         case "/drop":
             number = read_number(text)
-            if not session.me.state.instructions:
+            if not session.state.instructions:
                 return session.tell(Note("no_instruction"))
             return session.instruct("", number)
         case "/undo":
@@ -291,7 +291,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
             session.open_talk()
             return "a new talk; what you corrected still counts"
         case "/status":
-            return "\n".join(describe_status(describe_state(session.me.state)))
+            return "\n".join(describe_status(describe_state(session.state)))
         case "/style":
             return change_habit(session, text) if text else "\n".join(describe_style(session))
         case _:
@@ -388,9 +388,9 @@ def run_chat(session, hint: str = "") -> None:  # hint: a note after the first r
             if hint and session.recalled is not None:
                 print_note(hint)
                 hint = ""
-        if session.work.learning is not None and not session.work.learning.is_done:
+        if session.work.is_learning and not session.work.running.is_done:
             print_note("the fine-tune goes on until it is complete; Ctrl-C stops it")
-            session.work.finish_learning()
+            session.work.finish()
     except KeyboardInterrupt:
         print(file=sys.stderr)
         print_note("left by Ctrl-C")

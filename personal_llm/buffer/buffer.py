@@ -72,6 +72,8 @@ class Buffer(Displayed):
         self.arrivals = []  # each entry's place in the stream
         self.log = []  # the latest `Decision`s, at most `MAX_LOGGED_DECISIONS`
         self.seen = 0  # dialogues offered
+        self.vacated = None  # the slot of an entry that was evicted, until its successor comes
+        self.rescored = {}  # an entry's place in the stream -> its new scores, until all entries have some
         self._view = None  # the view of the current entries, once somebody has asked for it
 
     def __len__(self):
@@ -121,6 +123,17 @@ class Buffer(Displayed):
             raise InputError(what, "return an entry's slot, None, or the number of entries while a bin is free")
         return self._settle(candidate, None if slot is None else int(slot), reason, self.seen, scores)
 
+    def decide(self, candidate: ScoredDialogue) -> tuple:  # (`Decision`, state of the generator or None)
+        "Return what `add` would decide; buffer, policy and random generator stay as they are."
+        trial = copy.copy(self)
+        trial.policy = copy.deepcopy(self.policy)
+        trial.random = copy.deepcopy(self.random)
+        trial._refill(self.entries, self.arrivals)
+        trial.log = []
+        decision = trial.add(candidate)
+        random = trial.random.bit_generator.state
+        return decision, None if random == self.random.bit_generator.state else random
+
     def wants_question(self, candidate: ScoredDialogue, questions_left: int) -> bool:
         "Check whether the policy wants to ask about a candidate; if it fails, it asks nothing, and says so once."
         try:
@@ -137,6 +150,13 @@ class Buffer(Displayed):
         _check_embeddings(candidates)
         self._refill(candidates, self.arrivals)
 
+    def rescore_entry(self, slot: int, scores) -> None:  # scores: `Scores`
+        "Take over new scores of one entry, once all entries have some."
+        self.rescored[self.arrivals[slot]] = scores
+        if self.rescored.keys() >= {*self.arrivals}:
+            self.rescore([replace(e, scores=self.rescored[a]) for e, a in zip(self.entries, self.arrivals)])
+            self.rescored = {}
+
     def replace_dialogue(self, slot: int, dialogue: Dialogue) -> None:
         "Replace an entry's dialogue with another version, keeping the scores and arrival of the original."
         self.entries[slot] = replace(self.entries[slot], dialogue=dialogue)
@@ -146,6 +166,12 @@ class Buffer(Displayed):
         "Remove the entries in some slots; the others keep their order, scores and arrivals."
         stay = [slot for slot in range(len(self)) if slot not in slots]
         self._refill([self.entries[slot] for slot in stay], [self.arrivals[slot] for slot in stay])
+
+    def remove_vacated(self) -> None:
+        "Remove an entry that was evicted, but whose successor was forgotten."
+        if self.vacated is not None:
+            self.remove({self.vacated})
+            self.vacated = None
 
     def header(self) -> dict:  # plain values
         "Return the buffer's settings and random state, without its entries and log."

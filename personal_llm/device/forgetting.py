@@ -213,7 +213,9 @@ def plan_forgetting(state: State, ids=(), text: str = None, everything=False, ke
     lines = []
     for id in dialogues:
         what = "dialogue, your correction too" if id in corrected else "dialogue"
-        lines.append(f"{what}: {begin(state.archive.dialogues[id].prompt)}")
+        title = state.titles.get(state.archive.talks[id], "")
+        name = f", in the chat named “{begin(title)}”" if holds(title, forms) else ""
+        lines.append(f"{what}: {begin(state.archive.dialogues[id].prompt)}{name}")
     for id, reason in replies.items():
         rest = "message and correction stay" if id in corrected else "message stays"
         prompt = begin(state.archive.dialogues[id].prompt)

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..base.adapters import WEIGHTS_FILE, Adapter
 from ..base.core import ANSWERED_ORIGINS, Cost, InputError
 from ..base.files import compute_sha256
+from ..base.notes import Note
 from ..buffer.synthesis import synthesize
 from .forgetting import ADAPTERS_FOLDER
 from .archive import UNFINISHED
@@ -139,6 +140,15 @@ def record_round(state: State, prepared: PreparedRound) -> None:
                 own = d.response != state.archive.dialogues[id].response
                 is_answer = d.origin in ANSWERED_ORIGINS
                 state.record("learned", id, own=own, is_answer=is_answer, text=hash_text(d.response))
+
+
+def describe_last_round(state: State) -> Note:
+    "Say what the newest fine-tune learned, and whether its loss rose."
+    last = state.find_last_round()
+    newest = state.list_prompts([*last.learned][-1:])
+    parts = [Note("learned" if last.is_taught else "learned_kept", count=len(last.learned), prompts=newest)]
+    parts += [Note("loss_rose")] * (last.best_loss > last.start_loss)
+    return Note("line", parts=tuple(parts))
 
 
 def undo_round(state: State) -> str:  # its adapter, which `finish_forgetting` deletes

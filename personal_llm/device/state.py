@@ -8,7 +8,6 @@ __all__ = ['FILE', 'CLIENT', 'ACTS', 'Round', 'Instruction', 'Reply', 'hash_text
 
 # %% ../../nbs/7_device/02_state.ipynb #956da979
 import base64
-import copy
 import hashlib
 import re
 from contextlib import contextmanager
@@ -118,7 +117,6 @@ class State:
         self.shown = {}  # id -> `Dialogue` with earlier turns as they were corrected by then
         self.versions = {}  # id -> `Dialogue` after a reaction
         self.dated = {}  # id -> the same, as new as the reaction
-        self.roots = {}  # id of a version -> id of the dialogue
         self.reactions = {}  # id -> the newest `Reaction`
         self.asked = set()  # ids that the user was asked about
         self.question = ""  # id of the open question
@@ -135,13 +133,11 @@ class State:
         self.replaced = {}  # id of a turn -> id of the turn that took its place, after another try
         self.rounds = []  # `Round`s
         self.undone = []  # `Round`s that were undone
-        self.vacated = None  # slot of an eviction whose successor comes next
-        self.rescored = {}  # id -> new `Scores` of entries, until all are known
         with report_damage(archive.file):
             taken_back = find_taken_back(archive.events)
             for event in archive.events:
                 self._apply(event, event.number in taken_back)
-            self._empty_bin()
+            buffer.remove_vacated()
 
     def record(self, kind: str, dialogue: str = "", /, **content) -> None:
         "Append a new event to the archive and apply it, or do neither; it stores what was spent."
@@ -175,7 +171,7 @@ class State:
 
     def _apply(self, event: Event, is_taken_back: bool = False) -> None:
         if event.kind != "kept":
-            self._empty_bin()
+            self.buffer.remove_vacated()
         content = dict(event.content)
         spent = content.pop("spent", {})
         total = content.pop("cost", None)  # the sum, where a deletion took events along
@@ -185,12 +181,6 @@ class State:
         elif content.get("asked"):  # the person was asked all the same
             _count_question(self, event.dialogue)
         self.cost = self.cost + Cost.from_dict(spent) if total is None else Cost.from_dict(total)
-
-    def _empty_bin(self) -> None:
-        "Remove an entry whose successor was forgotten."
-        if self.vacated is not None:
-            self.buffer.remove({self.vacated})
-            self.vacated = None
 
     def newest(self, id: str) -> Dialogue:
         "Return the newest version of a stored dialogue."
@@ -222,8 +212,11 @@ class State:
 
     def find_root(self, id: str) -> str:
         "Return the stored id of a dialogue or of a version; raise `InputError` if there is none."
-        root = self.roots.get(check(id, "text", "the id of a dialogue"), id)
-        if root not in self.archive.dialogues:
+        dialogues = self.archive.dialogues
+        root = id
+        if check(id, "text", "the id of a dialogue") not in dialogues:
+            root = next((root for root, d in self.versions.items() if id in (d.id, *d.parents)), "")
+        if root not in dialogues:
             problem = f"no dialogue {id[:40]!r} is stored: it was forgotten, or it never came"
             raise InputError(problem, "give the id of a stored one")
         return root
@@ -355,22 +348,20 @@ def _scored(state: State, id: str, content: dict) -> None:
             left = count_questions(state)
             state.wants_question = state.buffer.wants_question(state.get_scored(id), left)
         return
-    if state.find_slot(id) is not None:
-        state.rescored[id] = state.scores[id]
-    if len(state.rescored) == len(state.buffer):
-        entries = [ScoredDialogue(d, state.rescored[state.root(d)]) for d in state.buffer.dialogues]
-        state.buffer.rescore(entries)
-        state.rescored = {}
+    slot = state.find_slot(id)
+    if slot is not None:
+        state.buffer.rescore_entry(slot, state.scores[id])
 
 
 def _evicted(state: State, id: str, content: dict) -> None:
-    state.vacated = state.find_slot(id)
+    state.buffer.vacated = state.find_slot(id)
 
 
 def _kept(state: State, id: str, content: dict) -> None:
-    slot = len(state.buffer) if state.vacated is None else state.vacated
-    state.vacated = None
-    state.buffer.repeat(state.get_scored(id), slot, content)
+    buffer = state.buffer
+    slot = len(buffer) if buffer.vacated is None else buffer.vacated
+    buffer.vacated = None
+    buffer.repeat(state.get_scored(id), slot, content)
     _close_question(state, id)
 
 
@@ -416,9 +407,10 @@ def _reacted(state: State, id: str, content: dict) -> None:
     d = reaction.apply(state.newest(id), state.is_own(id))
     if d is not state.newest(id):
         state.versions[id] = d
-        state.roots[d.id] = id
         _update_buffer(state, id)
-    state.dated[id] = replace(d, time=max(d.time, reaction.time))
+    state.dated.pop(id, None)  # the newest is last
+    last = next(reversed(state.dated.values()), d)
+    state.dated[id] = replace(d, time=max(d.time, reaction.time, last.time))  # a clock may go back
     if content["asked"]:
         _count_question(state, id)
     if content.get("is_new") and state.find_slot(id) is None:
@@ -488,21 +480,9 @@ EVENTS = dict(  # kind -> function of (state, id of the dialogue, content)
 )
 
 # %% ../../nbs/7_device/02_state.ipynb #st4askc
-def decide(buffer: Buffer, candidate: ScoredDialogue) -> tuple:  # (`Decision`, state of the generator or None)
-    "Return the decision of a buffer about a candidate; buffer, policy and random generator stay as they are."
-    trial = copy.copy(buffer)
-    trial.policy = copy.deepcopy(buffer.policy)
-    trial.random = copy.deepcopy(buffer.random)
-    trial._refill(buffer.entries, buffer.arrivals)
-    trial.log = []
-    decision = trial.add(candidate)
-    random = trial.random.bit_generator.state
-    return decision, None if random == buffer.random.bit_generator.state else random
-
-
 def place(state: State, id: str) -> Decision:
     "Decide whether the buffer keeps a scored dialogue, and record the decision."
-    decision, random = decide(state.buffer, state.get_scored(id))
+    decision, random = state.buffer.decide(state.get_scored(id))
     content = dict(step=decision.step, reason=decision.reason, scores=decision.scores)
     if random is not None:
         content["random"] = random
@@ -519,7 +499,9 @@ def open_state(archive: Archive, policy=None) -> State:  # policy: of the buffer
     first = archive.events[0] if archive.events else None
     if first is None or first.kind != "configured":
         raise InputError(f"{archive.file}: nothing is stored here yet", "give the folder of a chat or of personalize")
-    return State(archive, open_buffer(first.content["buffer"], policy, archive.file))
+    with report_damage(archive.file):
+        buffer = open_buffer(first.content["buffer"], policy, archive.file)
+    return State(archive, buffer)
 
 
 def begin_state(archive: Archive, buffer: Buffer = None) -> State:

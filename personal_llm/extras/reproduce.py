@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PAPER_TUNING', 'REPLY_CHUNK', 'describe_code', 'describe_content', 'Run', 'read_joules', 'Table', 'compare_policies',
            'SDSSPlan', 'hold_out', 'score_replies', 'teach', 'test_replies', 'Stream', 'announce_run', 'reproduce_sdss',
-           'draw_curve', 'XPerTPlan', 'explain_library', 'trace', 'count_steps', 'reproduce_xpert']
+           'draw_curve', 'XPerTPlan', 'explain_library', 'trace', 'count_steps', 'choose_by_words', 'list_starts',
+           'reproduce_xpert']
 
 # %% ../../nbs/9_extras/13_reproduce.ipynb #rep00003
 import inspect
@@ -377,6 +378,24 @@ def count_steps(losses: list, goal: float, every: int) -> float:  # None: the lo
     return every * (place - max(0.0, goal - loss) / (before - loss))
 
 
+def choose_by_words(summariser, model, library, own: list) -> dict:  # plain values
+    "Explain a user's dialogues in words; return the distance of each pLLM, and its share in a merge."
+    basis, _, rows = read_words(library)
+    explained = explain_with_summariser(summariser, model, own[-48:], basis)
+    distances = dict(zip(library.names, l1_distance(rows, explained.row).tolist()))
+    shares = fit_merge_weights(rows, library.names, explained.row)
+    return dict(words=str(explained), distances=distances, shares=shares, cost=explained.cost.to_dict())
+
+
+def list_starts(model, library, choice: dict) -> dict:  # name -> (pLLM, function that returns an adapter's folder)
+    "List the starts of a choice by words: the base model, the nearest pLLM, and a merge of more than one."
+    nearest = min(choice["distances"], key=choice["distances"].get)
+    starts = dict(scratch=("", lambda: None), nearest=(nearest, lambda: library[nearest].adapter))
+    if len(choice["shares"]) > 1:
+        starts["merged"] = "", lambda: merge(model, library, choice["shares"]).path
+    return starts
+
+
 def reproduce_xpert(
     model,  # the base `Model`
     summariser,  # a `Model` that follows instructions; the paper's has 8 billion parameters
@@ -389,47 +408,35 @@ def reproduce_xpert(
     "Measure XPerT's table: the choice by words, and steps, minutes and joules from each start (Wang et al. 2025)."
     run = Run(out, model=model.base, summariser=summariser.base, plan=asdict(plan), config=asdict(config))
     explain_library(run, summariser, model, library, plan)
-    basis, _, rows = read_words(library)
     config = replace(config, validation=0.0, checks=1)
     found = []
     for user, dialogues in users.items():
         own, test = dialogues[: -plan.tests], dialogues[-plan.tests :]
 
-        def choose(own=own) -> dict:
-            explained = explain_with_summariser(summariser, model, own[-48:], basis)
-            distances = dict(zip(library.names, l1_distance(rows, explained.row).tolist()))
-            shares = fit_merge_weights(rows, library.names, explained.row)
-            return dict(words=str(explained), distances=distances, shares=shares, cost=explained.cost.to_dict())
+        def measure(find_folder, own=own, test=test) -> dict:
+            traced = trace(model, own, test, config, find_folder(), plan.look_every, (config.steps,))
+            return traced | dict(cost=traced["cost"].to_dict())
 
-        content = describe_content(dialogues)
-        choice = run.measure(choose, user=user, content=content)
-        nearest = min(choice["distances"], key=choice["distances"].get)
+        job = dict(user=user, content=describe_content(dialogues))
+        choice = run.measure(partial(choose_by_words, summariser, model, library, own), **job)
         goal = None
-        for start in ("scratch", "nearest", "merged"):
-
-            def measure(start=start, own=own, test=test, choice=choice, nearest=nearest) -> dict:
-                folder = library[nearest].adapter if start == "nearest" else None
-                if start == "merged":
-                    folder = merge(model, library, choice["shares"]).path
-                found = trace(model, own, test, config, folder, plan.look_every, (config.steps,))
-                return found | dict(cost=found["cost"].to_dict())
-
-            if start == "merged" and len(choice["shares"]) < 2:
-                continue
-            row = run.measure(measure, user=user, content=content, start=start)
+        for start, (pllm, find_folder) in list_starts(model, library, choice).items():
+            row = run.measure(partial(measure, find_folder), **job, start=start)
             goal = min(row["losses"]) if goal is None else goal
-            seconds = row["cost"]["seconds"] - row["looking"]
-            rouge = np.mean([compute_rouge1(r, d.response) for r, d in zip(row["replies"][str(config.steps)], test)])
-            facts = dict(
-                steps=count_steps(row["losses"], goal, plan.look_every), minutes=seconds / 60, rouge1=float(rouge)
-            )
-            facts |= dict(
-                first_loss=row["losses"][0],
-                best_loss=min(row["losses"]),
-                kilojoules=row["joules"] and row["joules"] / 1e3,
-            )
+            replies = row["replies"][str(config.steps)]
             found.append(
-                dict(user=user, start=start, pllm=nearest if start == "nearest" else "", **facts, words=choice["words"])
+                dict(
+                    user=user,
+                    start=start,
+                    pllm=pllm,
+                    steps=count_steps(row["losses"], goal, plan.look_every),
+                    minutes=(row["cost"]["seconds"] - row["looking"]) / 60,
+                    rouge1=float(np.mean([compute_rouge1(one, d.response) for one, d in zip(replies, test)])),
+                    first_loss=row["losses"][0],
+                    best_loss=min(row["losses"]),
+                    kilojoules=row["joules"] and row["joules"] / 1e3,
+                    words=choice["words"],
+                )
             )
     write_json(run.folder / "table.json", found)
     return found

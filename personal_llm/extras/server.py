@@ -317,18 +317,19 @@ def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool
         if is_of_page:
             session.open_talk(wanted.talk or None)
             session.scoping.show_habit_question()  # the page showed it above the message
-        stored = len(session.me.archive.dialogues)
         history = None if is_of_page else list(given.history)
         replaces = wanted.replaces if is_of_page else None
         if is_of_page and wanted.store is not False:
-            replaces = replaces or session.talk.store_message(prompt, session.clock())
+            replaces = replaces or session.store_message(prompt)
         yield from session.say(prompt, history, options, wanted.store is not False, replaces, is_person)
         reply = session.reply
         if reply is None:
             raise InputError("the reply was ended, because something was forgotten meanwhile", "write it again")
-        is_stored = len(session.me.archive.dialogues) > stored
-        id = next(reversed(session.me.archive.dialogues)) if is_stored else replaces
-        own = dict(id=id, talk=session.talk.key if is_of_page else None, source=session.describe_source())
+        own = dict(
+            id=session.stored or replaces,
+            talk=session.talk.key if is_of_page else None,
+            source=session.describe_source(),
+        )
         own["reasons"] = [session.tell(reason) for reason in session.recalled.reasons]
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
@@ -366,74 +367,72 @@ def is_cut(state, id: str) -> bool:
     return next(last).kind == "said"
 
 
+def describe_turn(session: ChatSession, id: str) -> dict:  # plain values
+    "Return a turn as you corrected it, and what its reply used."
+    state = session.state
+    dialogues = state.archive.dialogues
+    d = state.newest(id)
+    used = state.replies[id]
+    reaction = state.reactions.get(id)
+    is_writing = id == session.answering
+    is_own = d.origin == "annotated"  # the reply is the person's text
+    return dict(
+        id=id,
+        prompt=d.prompt,
+        reply=session.reply.text if is_writing else d.response,
+        reaction=reaction and reaction.kind,
+        scope=state.scopes.get(id, ""),
+        read=[dialogues[other].prompt for other in used.reads if other in dialogues],
+        said=[dialogues[other].prompt for other in used.statements if other in dialogues],
+        length=session.tell(session.describe_length(id) or "") if is_own else "",
+        is_own=is_own,
+        is_writing=is_writing,
+        is_cut=not (d.response or is_writing) and is_cut(state, id),
+        is_corrected=bool(used.reads) or used.is_tuned,  # the reply used corrections
+    )
+
+
 def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     "Return the talks that hold some words, the newest first, and the turns of one, as you corrected them."
     talk = talk or session.talk.key
-    state = session.me.state
+    state = session.state
     dialogues = state.archive.dialogues
     talks = state.list_talks()
+    titles = {key: state.titles.get(key) or dialogues[ids[0]].prompt[:120] for key, ids in talks.items()}
     forms = {fold(words)} - {""}
     rows = []
-    titles = {}
     for key, ids in talks.items():
-        title = titles[key] = state.titles.get(key) or dialogues[ids[0]].prompt[:120]
-        if not forms or any(holds(text, forms) for text in (title, *(state.newest(id).text for id in ids))):
-            rows.append(dict(talk=key, title=title, time=dialogues[ids[-1]].time))
-    turns = []
-    for id in talks.get(talk, ()):
-        d = state.newest(id)
-        used = state.replies[id]
-        read, said = (
-            [dialogues[other].prompt for other in ids if other in dialogues] for ids in (used.reads, used.statements)
-        )
-        reaction = state.reactions.get(id)
-        is_writing = id == session.answering
-        reply = session.reply.text if is_writing else d.response
-        turn = dict(
-            id=id,
-            prompt=d.prompt,
-            reply=reply,
-            is_writing=is_writing,
-            read=read,
-            said=said,
-            scope=state.scopes.get(id, ""),
-        )
-        turn["is_cut"] = not (d.response or is_writing) and is_cut(state, id)
-        turn["is_own"] = d.origin == "annotated"  # the reply is the person's text
-        turn["length"] = session.tell(session.describe_length(id) or "") if turn["is_own"] else ""
-        is_corrected = bool(used.reads) or used.is_tuned  # the reply used corrections
-        turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
-    rows.sort(key=lambda row: -row["time"])
-    row = find_habit_question(session.me.state)
-    habit = row and dict(label=row.form.label, question=session.tell(row.question))
-    scopes = {name: session.tell(name_scope(name)) for name in SCOPES}
-    shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
-    return (
-        dict(
-            talks=rows,
-            talk=talk if talk in talks else "",
-            title=titles.get(talk, ""),
-            is_taught=bool(list_corrected(state)),
-        )
-        | shown
+        if not forms or any(holds(text, forms) for text in (titles[key], *(state.newest(id).text for id in ids))):
+            rows.append(dict(talk=key, title=titles[key], time=dialogues[ids[-1]].time))
+    habit = find_habit_question(state)
+    return dict(
+        talks=sorted(rows, key=lambda row: -row["time"]),
+        talk=talk if talk in talks else "",
+        title=titles.get(talk, ""),
+        turns=[describe_turn(session, id) for id in talks.get(talk, ())],
+        question=state.question,
+        text=QUESTION_TEXT,
+        habit=habit and dict(label=habit.form.label, question=session.tell(habit.question)),
+        scopes={name: session.tell(name_scope(name)) for name in SCOPES},
+        is_taught=bool(list_corrected(state)),
     )
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvknown1
 def list_known(session: ChatSession, *_) -> dict:
     "Return what a reply can read: instructions, habits, and the newest answers and statements first."
-    state = session.me.state
+    state = session.state
     sources = {FILE: "from a file", CLIENT: "from another program"}
     rows = dict(instructions=[vars(one) for one in state.instructions.values()], answers=[], statements=[])
     rows["habits"] = [
         dict(label=row.form.label, count=len(row.answers), of=row.num_answers, scope=row.scope, text=str(row))
-        for row in list_habits(session.me.state)
+        for row in list_habits(state)
     ]
     for d in reversed(list_answered(state)):
         id = state.root(d)
         source = sources.get(state.archive.talks[id], "")
         row = dict(id=id, time=d.time, prompt=d.prompt, reply=d.response, origin=d.origin, source=source)
         rows["answers"].append(row | dict(scope=state.scopes.get(id, "")))
-    for statement in reversed(session.me.memory.list_statements(state)):
+    for statement in reversed(session.memory.list_statements(state)):
         id = state.find_root(statement.id)
         rows["statements"].append(dict(id=id, time=statement.time, prompt=statement.text))
     return rows
@@ -441,14 +440,14 @@ def list_known(session: ChatSession, *_) -> dict:
 # %% ../../nbs/9_extras/05_server.ipynb #srvsaved1
 def export_talk(session: ChatSession, talk: str, _) -> dict:
     "Return the turns of a talk as records, which `personal-llm personalize` reads."
-    return dict(rows=[d.to_dict() | dict(parents=[]) for d in session.me.state.list_turns(talk)])
+    return dict(rows=[d.to_dict() | dict(parents=[]) for d in session.state.list_turns(talk)])
 
 
 def name_talk(session: ChatSession, wanted) -> None:
     "Give a talk a title; raise `InputError` for a talk that is not stored."
     session.open_talk(wanted.talk)
-    with session.me.state.change():
-        session.me.state.record("named", session.me.state.list_talks()[wanted.talk][0], text=clean_text(wanted.text))
+    first = session.state.list_talks()[wanted.talk][0]
+    session.state.record("named", first, text=clean_text(wanted.text))
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvstate1
 def describe_model(model) -> str:
@@ -463,24 +462,28 @@ def describe_model(model) -> str:
 
 def find_undo(session: ChatSession) -> tuple[str, str]:  # a name in `CHANGES`, and what it takes back; empty: nothing
     "Return what takes back the newest fine-tune or act."
-    state = session.me.state
+    state = session.state
     last = state.find_last_round()
-    acts = [event.number for event in state.acts]
     tuned = [e.number for e in state.archive.events if last and e.content.get("adapter") == last.adapter]
-    if max(tuned, default=0) > max(acts, default=0):
+    if max(tuned, default=0) > find_act(session):
         return "undo", "what was learned last"
     return "take_back", session.tell(describe_act(state) or "")
+
+
+def find_act(session: ChatSession) -> int:  # 0: none
+    "Return the number of the newest event that can be taken back."
+    return max((event.number for event in session.state.acts), default=0)
 
 
 def describe_status(session: ChatSession, *_) -> dict:
     "Return the state in numbers, and messages for the user; take over a fine-tune that is complete."
     session.work.collect()
-    last = session.me.state.find_last_round()
+    last = session.state.find_last_round()
     seconds = last.seconds if last else None
-    shown = dict(is_learning=session.work.learning is not None, seconds=seconds, messages=session.pop_messages())
+    shown = dict(is_learning=session.work.is_learning, seconds=seconds, messages=session.pop_messages())
     way, undo = find_undo(session)
-    shown |= dict(way=way, undo=undo, note=describe_model(session.model))
-    return describe_state(session.me.state) | shown
+    shown |= dict(way=way, undo=undo, act=find_act(session), note=describe_model(session.model))
+    return describe_state(session.state) | shown
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvchange1
 class Change(BaseModel, strict=True):
@@ -490,7 +493,7 @@ class Change(BaseModel, strict=True):
     kind: Text = ""  # "better", "up", "down", "here_too", "not_here" or "always"
     text: Text = ""  # the reply that you wanted; an instruction; the label of a habit; a text to forget
     scope: Text | None = None  # of a correction or a habit: a name in `SCOPES`; none, of a correction: as it was
-    number: int | None = None  # of a standing instruction to change
+    number: int | None = None  # of a standing instruction to change, or of the event that a button takes back
     ids: list[Text] = []  # to forget
     keep: list[Text] = []  # of replies that stay although they stood later in the talk
     talk: Text = ""  # to forget, or to name
@@ -500,7 +503,7 @@ class Change(BaseModel, strict=True):
 
 def forget(session: ChatSession, wanted: Change) -> dict:
     "Forget dialogues, the replies that read them and what learned from them; return the list with reasons."
-    state = session.me.state
+    state = session.state
     subject = (wanted.text or None, [*wanted.ids, *state.list_talks().get(wanted.talk, ())])
     plan = session.forget(*subject, wanted.dry, wanted.everything, wanted.keep)
     first = len(plan.dialogues)
@@ -523,6 +526,13 @@ def react(session: ChatSession, wanted: Change) -> dict:
     stored = session.react(wanted.kind, wanted.text, wanted.id, wanted.scope)
     return dict(kind=stored.kind, message=session.describe_reaction(stored))
 
+
+def take_back(session: ChatSession, wanted: Change) -> dict:
+    "Take back the newest act, if it is the one that the page named; return a line about it."
+    if wanted.number not in (None, find_act(session)):
+        raise InputError("something newer was done meanwhile", "look at what Undo names now")
+    return dict(message=session.undo())
+
 # %% ../../nbs/9_extras/05_server.ipynb #srvtable1
 READS = dict(talks=list_talks, known=list_known, status=describe_status, export=export_talk)
 CHANGES = dict(
@@ -530,7 +540,7 @@ CHANGES = dict(
     react=react,
     scope=lambda session, wanted: dict(message=session.scoping.scope_correction(wanted.scope or "", wanted.id)),
     habit=lambda session, wanted: dict(message=session.scoping.scope_habit(wanted.text, wanted.scope or "")),
-    take_back=lambda session, wanted: dict(message=session.undo()),
+    take_back=take_back,
     learn=lambda session, wanted: dict(message=session.tell(session.work.learn())),
     stop=lambda session, wanted: session.work.stop_learning(),
     undo=lambda session, wanted: dict(message=session.tell(session.work.undo_learning())),
@@ -542,7 +552,7 @@ IMMEDIATE = ("forget", "halt", "stop")  # they end what is at work, and wait for
 # %% ../../nbs/9_extras/05_server.ipynb #5b5c97ad
 def check_owner(session: ChatSession, user: str) -> None:
     "Note the first person who gives a name as the folder's owner; raise `HTTPException` for another one."
-    archive = session.me.archive
+    archive = session.state.archive
     name = compute_sha256(user.encode("utf-8", "replace"))  # no name is stored
     if (archive.get_fact("owner") or archive.set_fact("owner", name)) != name:
         remedy = "start a server with another folder for each person"
@@ -589,7 +599,7 @@ def make_app(
     "Make the application that serves a chat session."
     thread = SessionThread()
     codes = {code} - {""}
-    archive = session.me.archive
+    archive = session.state.archive
     secret = archive.get_fact("page") or archive.set_fact("page", secrets.token_hex(16))
 
     @asynccontextmanager

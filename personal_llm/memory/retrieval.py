@@ -12,9 +12,7 @@ import numpy as np
 
 from ..base.core import ANSWERED_ORIGINS, Dialogue, check_settings_fields, setting
 from ..base.text import format_date, normalise_text
-from .gate import General
-from .statements import ATTRIBUTES, Statement, find_names, is_about_self, list_words
-from .statements import write_line, write_statements
+from .statements import ATTRIBUTES, Asked, Statement
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #ret00006
 def collect_memories(dialogues: list) -> list:  # answered dialogues, oldest first
@@ -113,9 +111,9 @@ MAX_TOKENS = 240  # of all statements: four, the default, of sixty tokens, about
 def choose_statements(
     statements: list[Statement],  # oldest first
     rows: np.ndarray,  # their vectors (statements, width)
-    prompt: str,
+    least: np.ndarray,  # how similar a prompt must be to each (statements,), of `General.measure_nearness`
+    asked: Asked,  # the prompt
     row: np.ndarray,  # its vector (width,)
-    general: General,
     config: MemoryConfig,
     count_tokens,  # a function: text -> number of its tokens
     time: float = 0.0,  # of the prompt, in seconds since the epoch or as a place in a stream
@@ -123,17 +121,15 @@ def choose_statements(
     "Choose the statements that a reply uses, within `MAX_TOKENS`, and list those that newer ones replace."
     if not config.statements or not statements:
         return [], []
-    least = general.measure_nearness(rows)
     updates = find_updates(statements, rows, least)
     similarities = rows @ row
-    is_own = is_about_self(prompt)
-    words = list_words(prompt)
 
     def is_wanted(place: int) -> bool:
         statement = statements[place]
         if statement.kind == "state" and time - statement.time > DAY and format_date(time):
             return False
-        return is_own and similarities[place] >= least[place] or not words.isdisjoint(find_names(statement.text))
+        is_near = asked.is_about_self and similarities[place] >= least[place]
+        return is_near or not asked.words.isdisjoint(statement.names)
 
     newest = find_newest([s.text for s in statements])
     wanted = sorted(filter(is_wanted, newest.values()), key=lambda place: -similarities[place])[: config.statements]
@@ -145,7 +141,7 @@ def choose_statements(
         current.append(statements[place])
 
     def count(statement) -> int:
-        return count_tokens(write_line(statement))
+        return count_tokens(statement.line)
 
     chosen = take_fitting(dict.fromkeys(current), count, MAX_TOKENS, config.statements)
     return sorted(chosen, key=statements.index), [statements[place] for place in updated]
@@ -168,7 +164,9 @@ def add_memories(
     if memories and config.sentence:
         lines.append(config.sentence)
     if statements:
-        lines.append(write_statements(statements, dialogue.time))
+        today = format_date(dialogue.time)
+        lines.append(f"Today is {today}. " * bool(today) + "The user told you before:")
+        lines += [statement.line for statement in statements]
     system = [("system", "\n".join(lines))] if lines else []
     turns = [turn for d in memories for turn in (("user", d.prompt), ("assistant", d.response))]
     newer = " ".join(one.text for one in instructions if one.time > newest)

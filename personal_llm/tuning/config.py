@@ -10,31 +10,24 @@ from dataclasses import dataclass, replace
 
 from ..base.core import InputError, check_settings_fields, setting
 
-# %% ../../nbs/4_tuning/02_config.ipynb #f83f4461
-def _count(default: int, help: str):
-    "Make a setting for a whole number from 1 to a million."
-    return setting(default, help, low=1, high=10**6)
-
 # %% ../../nbs/4_tuning/02_config.ipynb #cf07
 @dataclass(frozen=True)
 class TuningConfig:
     "The settings of a fine-tune, checked when they're created (LoRA's shape: Qin et al. 2024, section 4)."
 
-    rank: int = _count(8, "rank r of the two LoRA factors")
+    rank: int = setting(8, "rank r of the two LoRA factors", low=1, high=10**6)
     alpha: float = setting(16, "the change is scaled by alpha / rank", "positive number")
     dropout: float = setting(0.0, "share of the LoRA layers' inputs that is dropped", "share", high=0.99)
     target_modules: str = setting("all-linear", "modules with LoRA: all-linear, or names joined by commas", "name")
-    layers: int = setting(
-        8, "how many of the upper layers learn; all if the model has no more", "whole number or none", low=1
-    )
+    layers: int = setting(8, "upper layers that learn; all if there are no more", "whole number or none", low=1)
     learning_rate: float = setting(1e-3, "the largest step size, at the end of the warm-up", "positive number")
-    steps: int = _count(24, "optimiser steps of a fine-tune; equal for all methods in a comparison")
-    batch_size: int = _count(4, "samples in a step, at most")
-    max_length: int = _count(512, "tokens in a sample, and in a forward pass, at most")
+    steps: int = setting(24, "optimiser steps; equal for all methods in a comparison", low=1, high=10**6)
+    batch_size: int = setting(4, "samples in a step, at most", low=1, high=10**6)
+    max_length: int = setting(512, "tokens in a sample, and in a forward pass, at most", low=1, high=10**6)
     warmup: float = setting(0.1, "share of the steps in which the learning rate climbs", "share", high=0.99)
     weight_decay: float = setting(0.0, "how much each step shrinks the weights", low=0)
     validation: float = setting(0.1, "share of the answers held back for validation, 0: none", "share", high=0.99)
-    checks: int = _count(3, "checks of the validation loss, and checkpoints")
+    checks: int = setting(3, "checks of the validation loss, and checkpoints", low=1, high=10**6)
 
     def __post_init__(self):
         check_settings_fields(self)

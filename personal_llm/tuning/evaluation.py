@@ -70,12 +70,6 @@ class Evaluation(Displayed):
                 rows.append(dict(metric=metric, mean=self.summary[metric]) | interval)
         return rows
 
-    def to_pandas(self):  # a `pandas.DataFrame`
-        "Convert the measurements to a table with one row per dialogue."
-        import pandas
-
-        return pandas.DataFrame(self.items)
-
     def compare(self, other: "Evaluation", metric: str = "loss") -> Comparison:  # self minus other
         "Compare two evaluations on the same dialogues of one user, paired by dialogue."
         own_ids = [item["id"] for item in self.items]

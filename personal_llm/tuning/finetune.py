@@ -66,27 +66,23 @@ def attach_new_layers(model, config: TuningConfig):  # peft's model
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    names = config.target_modules
-    names = names if names == "all-linear" else [name.strip() for name in names.split(",")]
+    is_all = config.target_modules == "all-linear"
+    names = "all-linear" if is_all else [name.strip() for name in config.target_modules.split(",")]
     layers = find_layers(model.model)
     upper = None
     if config.layers and layers is None:
         note_once("this model has no list of layers, so all of them learn")
     elif config.layers and config.layers < len(layers):
         upper = [*range(len(layers))][-config.layers :]
-        if names == "all-linear":  # peft wants names beside numbers of layers
-            linear = [
-                name for name, part in layers[-config.layers :].named_modules() if isinstance(part, (Linear, Conv1D))
-            ]
-            names = sorted({name.rpartition(".")[2] for name in linear})
-    shape = dict(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names)
-    shape |= dict(layers_to_transform=upper)
+        linear = [name for name, part in layers.named_modules() if isinstance(part, (Linear, Conv1D))]
+        names = sorted({name.rpartition(".")[2] for name in linear}) if is_all else names  # peft wants both
+    shape = dict(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
+    shape |= dict(target_modules=names, layers_to_transform=upper, task_type="CAUSAL_LM")
     try:
-        return get_peft_model(model.model, LoraConfig(task_type="CAUSAL_LM", **shape))
+        return get_peft_model(model.model, LoraConfig(**shape))
     except ValueError as error:
         problem = f"target_modules {config.target_modules!r} cannot be tuned in this model ({str(error)[:80]})"
-        remedy = "use another model" if config.target_modules == "all-linear" else "use all-linear"
-        raise InputError(problem, remedy) from error
+        raise InputError(problem, "use another model" if is_all else "use all-linear") from error
 
 # %% ../../nbs/4_tuning/05_finetune.ipynb #a76e8847
 @contextmanager

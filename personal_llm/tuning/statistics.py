@@ -55,20 +55,13 @@ class Comparison(Displayed):
     metric: str = "loss"
 
     @property
-    def better(self) -> bool:
-        return self.high < 0 if self.metric.endswith("loss") else self.low > 0
-
-    @property
-    def worse(self) -> bool:
-        return self.low > 0 if self.metric.endswith("loss") else self.high < 0
-
-    @property
     def verdict(self) -> str:
-        return "better" if self.better else "worse" if self.worse else "cannot be told apart"
+        low, high = (-self.high, -self.low) if self.metric.endswith("loss") else (self.low, self.high)
+        return "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
 
     def to_dict(self) -> dict:  # plain values
         "Convert the numbers and the verdict to plain values."
-        return asdict(self) | dict(better=self.better, worse=self.worse, verdict=self.verdict)
+        return asdict(self) | dict(verdict=self.verdict)
 
     def __str__(self):
         interval = f"[{self.low:+.3f}, {self.high:+.3f}]"

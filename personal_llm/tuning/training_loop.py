@@ -73,36 +73,38 @@ class TrainingState:
     start_loss: float = None  # validation loss before the first step; without validation: loss of the first step
     best_loss: float = None  # lowest validation loss; without validation: mean training loss since the last check
     best_weights: dict = None  # name -> tensor at the lowest validation loss
-    history: list = field(
-        default_factory=list
-    )  # (step, training loss, validation loss or None) of each check after a step
+    history: list = field(default_factory=list)  # of each check (step, training loss, validation loss or None)
     num_tokens: int = 0  # tokens processed by the model, without padding
     num_forward: int = 0  # samples in forward passes
     num_backward: int = 0  # samples in backward passes
 
 # %% ../../nbs/4_tuning/04_training_loop.ipynb #va10
-def compute_validation_loss(
-    adapted, samples: list, max_tokens: int, pad_token_id: int, state: TrainingState
-) -> float:  # nats per response token
-    "Compute the mean loss over all labels of the validation samples, without dropout."
+def run_samples(
+    adapted, samples: list, max_tokens: int, pad_token_id: int, state: TrainingState, learns: bool
+) -> float:
+    "Return the mean loss of samples, in nats per response token; learns: with dropout, and add up its gradients."
     import torch
 
-    nats = 0.0
-    adapted.eval()
-    with torch.no_grad():
+    num_labels = count_labels(samples)
+    mean_loss = 0.0
+    adapted.train(learns)
+    with torch.set_grad_enabled(learns):
         for batch in make_passes(samples, max_tokens, pad_token_id, adapted.device):
-            nats += response_nll(adapted, batch).sum().item()
-    adapted.train()
+            loss = response_nll(adapted, batch).sum() / num_labels
+            if learns:
+                loss.backward()
+            mean_loss += loss.item()
     state.num_tokens += sum(len(sample["input_ids"]) for sample in samples)
     state.num_forward += len(samples)
-    return nats / count_labels(samples)
+    state.num_backward += len(samples) * learns
+    return mean_loss
 
 
-def keep_best(adapted, state: TrainingState, validation_loss: float) -> None:
+def keep_best(weights: dict, state: TrainingState, validation_loss: float) -> None:
     "Keep a copy of the trainable weights if their validation loss is the lowest so far."
     if state.best_loss is None or validation_loss < state.best_loss:
         state.best_loss = validation_loss
-        state.best_weights = {n: p.detach().clone() for n, p in adapted.named_parameters() if p.requires_grad}
+        state.best_weights = {name: weight.detach().clone() for name, weight in weights.items()}
 
 # %% ../../nbs/4_tuning/04_training_loop.ipynb #tl15
 def save_checkpoint(folder, weights: dict, optimiser, state: TrainingState) -> None:
@@ -134,17 +136,6 @@ def load_checkpoint(folder, weights: dict, optimiser, state: TrainingState) -> N
 # %% ../../nbs/4_tuning/04_training_loop.ipynb #tl18
 MAX_GRADIENT_NORM = 1.0  # as in `Trainer`
 
-
-def add_gradients(adapted, samples: list, max_tokens: int, pad_token_id: int) -> float:  # nats per token
-    "Accumulate the gradients of one step's samples, and return the step's mean loss."
-    num_labels = count_labels(samples)
-    step_loss = 0.0
-    for batch in make_passes(samples, max_tokens, pad_token_id, adapted.device):
-        loss = response_nll(adapted, batch).sum() / num_labels
-        loss.backward()
-        step_loss += loss.item()
-    return step_loss
-
 # %% ../../nbs/4_tuning/04_training_loop.ipynb #tl19
 def train(
     adapted,  # a model with trainable LoRA layers
@@ -162,29 +153,25 @@ def train(
     weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(weights.values(), config.learning_rate, weight_decay=config.weight_decay)
     lengths = [len(sample["input_ids"]) for sample in samples]
-    fitting = (config.max_length, pad_token_id)
+    options = (config.max_length, pad_token_id, state)
     losses = []  # of the steps since the last check
     if folder:
         load_checkpoint(folder, weights, optimiser, state)
     if validation and not state.step:
-        state.start_loss = compute_validation_loss(adapted, validation, *fitting, state)
-        keep_best(adapted, state, state.start_loss)
-    adapted.train()
+        state.start_loss = run_samples(adapted, validation, *options, learns=False)
+        keep_best(weights, state, state.start_loss)
     while state.step < config.steps:
         state.step += 1
         torch.manual_seed(int(make_generator(seed, "dropout", str(state.step)).integers(2**62)))
         for group in optimiser.param_groups:
             group["lr"] = compute_learning_rate(config, state.step)
         chosen = choose_step_samples(lengths, config.batch_size, seed, state.step)
-        losses.append(add_gradients(adapted, [samples[i] for i in chosen], *fitting))
+        losses.append(run_samples(adapted, [samples[i] for i in chosen], *options, learns=True))
         if not np.isfinite(losses[-1]):
             raise InputError(f"step {state.step}: the loss isn't finite", "give a smaller learning rate")
         torch.nn.utils.clip_grad_norm_(weights.values(), MAX_GRADIENT_NORM)
         optimiser.step()
         optimiser.zero_grad()
-        state.num_tokens += sum(lengths[i] for i in chosen)
-        state.num_forward += len(chosen)
-        state.num_backward += len(chosen)
         step_loss = losses[-1]
         if state.start_loss is None:
             state.start_loss = step_loss
@@ -193,8 +180,8 @@ def train(
             validation_loss = None
             losses = []
             if validation:
-                validation_loss = compute_validation_loss(adapted, validation, *fitting, state)
-                keep_best(adapted, state, validation_loss)
+                validation_loss = run_samples(adapted, validation, *options, learns=False)
+                keep_best(weights, state, validation_loss)
             else:
                 state.best_loss = training_loss
             state.history.append((state.step, training_loss, validation_loss))
@@ -214,84 +201,67 @@ def find_layers(network):  # a `ModuleList`, or None
     return next((layers for layers in lists if len(layers) == count), None)
 
 
+def split_layers(adapted) -> tuple:  # (the layers below the lowest one that learns, the other layers)
+    "Split a decoder's layers; nothing is below if something else learns, too, such as the table of tokens."
+    layers = find_layers(adapted) or []
+    learning = {id(p) for p in adapted.parameters() if p.requires_grad}
+    lower = [*takewhile(lambda layer: learning.isdisjoint(map(id, layer.parameters())), layers)]
+    upper = layers[len(lower) :]
+    return lower if learning <= {id(p) for layer in upper for p in layer.parameters()} else [], upper
+
+
 @contextmanager
 def replace_forward(modules, forward):
     "Let modules compute something else inside a `with` block."
-    own = [vars(module).get("forward") for module in modules]  # accelerate sets one
+    own = {module: vars(module)["forward"] for module in modules if "forward" in vars(module)}  # of accelerate
     try:
         for module in modules:
             module.forward = forward
         yield
     finally:
-        for module, earlier in zip(modules, own):
+        for module in modules:
             vars(module).pop("forward", None)
-            vars(module).update(dict(forward=earlier) if earlier else {})
+        for module, earlier in own.items():
+            module.forward = earlier
 
 # %% ../../nbs/4_tuning/04_training_loop.ipynb #kls4
-class LowerLayers:
-    "The layers below the lowest one that learns: each sample goes through them once, and their output is kept."
+@contextmanager
+def keep_lower_states(adapted, sample: dict):  # sample: any one of the run, on which both ways are compared
+    "Let a model compute what enters its lowest layer that learns once per sample, inside a `with` block."
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    def __init__(self, adapted):  # a model with trainable layers
-        self.adapted = adapted.eval()
-        self.forward = adapted.forward  # of the whole model
-        layers = find_layers(adapted) or []
-        learning = {id(p) for p in adapted.parameters() if p.requires_grad}
-        self.lower = [*takewhile(lambda layer: learning.isdisjoint(map(id, layer.parameters())), layers)]
-        self.upper = layers[len(self.lower) :]
-        if not learning <= {id(p) for layer in self.upper for p in layer.parameters()}:
-            self.lower = []  # something else learns too, such as the table of tokens
-        self.states = {}  # tokens of a sample -> (tokens, width), what enters the upper layers
+    lower, upper = split_layers(adapted.eval())
+    forward = adapted.forward
+    states = {}  # tokens of a sample -> (tokens, width), what enters the upper layers
 
-    def recall(self, ids):  # (tokens,) -> (tokens, width)
-        "Return what the lower layers make of a sample, without dropout."
-        import torch
-
-        def keep(states, *others, **options):
-            self.states[key] = states[0]
-            return states
+    def recall(ids):  # (tokens,) -> (tokens, width), without dropout
+        def keep(entering, *others, **options):
+            states[key] = entering[0]
+            return entering
 
         key = tuple(ids.tolist())
-        if key not in self.states:
-            is_training = self.adapted.training
-            self.adapted.eval()
-            with torch.no_grad(), replace_forward(self.upper, keep):
-                self.adapted.get_decoder()(input_ids=ids[None], use_cache=False)
-            self.adapted.train(is_training)
-        return self.states[key]
+        if key not in states:
+            is_training = adapted.training
+            adapted.eval()
+            with torch.no_grad(), replace_forward(upper, keep):
+                adapted.get_decoder()(input_ids=ids[None], use_cache=False)
+            adapted.train(is_training)
+        return states[key]
 
-    def skip(self, input_ids, attention_mask):  # a context
-        "Let the lower layers return what they made of a batch before."
-        from torch.nn.utils.rnn import pad_sequence
+    def run_upper(input_ids, attention_mask, **options):
+        rows = [recall(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask)]
+        kept = pad_sequence(rows, batch_first=True)  # (rows, tokens, width)
+        with replace_forward(lower, lambda *inputs, **others: kept):
+            return forward(input_ids=input_ids, attention_mask=attention_mask, **options)
 
-        rows = [self.recall(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask)]
-        states = pad_sequence(rows, batch_first=True)  # (rows, tokens, width)
-        return replace_forward(self.lower, lambda *inputs, **options: states)
-
-    def run_upper(self, input_ids, attention_mask, **options):  # as a forward pass of the whole model
-        "Run a batch through the upper layers."
-        with self.skip(input_ids, attention_mask):
-            return self.forward(input_ids=input_ids, attention_mask=attention_mask, **options)
-
-    def is_exact(self, sample: dict) -> bool:
-        "Return whether a sample's last hidden states are those of the whole model."
-        import torch
-
-        ids = torch.tensor([sample["input_ids"]], device=self.adapted.device)
-        batch = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
-        decoder = self.adapted.get_decoder()
-        with torch.no_grad(), suppress(Exception):  # a family may do anything between its layers
-            whole = decoder(**batch, use_cache=False)[0]
-            with self.skip(**batch):
-                return torch.allclose(decoder(**batch, use_cache=False)[0], whole, atol=1e-2)
-        return False
-
-
-@contextmanager
-def keep_lower_states(adapted, sample: dict):  # sample: any one of the run, for `is_exact`
-    "Let a model compute what enters its lowest layer that learns once per sample, inside a `with` block."
-    layers = LowerLayers(adapted)
-    if layers.lower and not layers.is_exact(sample):
+    is_exact = False
+    with torch.no_grad(), suppress(Exception):  # a family may do anything between its layers
+        (batch,) = make_passes([sample], len(sample["input_ids"]), 0, adapted.device)
+        whole = response_nll(adapted, batch)
+        with replace_forward([adapted], run_upper):
+            is_exact = torch.allclose(response_nll(adapted, batch), whole, rtol=1e-3)
+    if lower and not is_exact:
         note_once("the lower layers of this model can't be skipped, so each step computes them anew")
-        layers.lower = []
-    with replace_forward([adapted] if layers.lower else [], layers.run_upper):
+    with replace_forward([adapted] * bool(lower and is_exact), run_upper):
         yield

@@ -65,6 +65,7 @@ export async function loadStatus() {
   $("undo").hidden = isLearning || !status.finetunes;
   $("take-back").textContent = `Undo: ${status.undo}`;
   $("take-back").value = status.way;
+  $("take-back").dataset.act = status.act;
   $("take-back").hidden = $("recall").hidden = !status.undo;
   showSteps(status);
   const cost = status.way === "undo" ? `It took ${nameTime(status.seconds)} of computing.` : "";

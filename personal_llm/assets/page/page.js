@@ -57,12 +57,16 @@ addEventListener("keydown", (event) => {
   show();
 });
 $("recall").onclick = () => { show("What you did last:"); $("take-back").focus(); };
-$("take-back").onclick = () => attempt(async () => { await change($("take-back").value); if ($("take-back").hidden) $("main").focus(); });
+$("take-back").onclick = () => attempt(async () => {
+  await change($("take-back").value, { number: Number($("take-back").dataset.act) }).finally(loadStatus);
+  if ($("take-back").hidden) $("main").focus();
+});
 for (const button of document.querySelectorAll("#steps button")) button.onclick = () => page.send(button.textContent);
 setInterval(() => { if (session.key && !document.hidden) attempt(loadStatus); }, 5000);
 wide.onchange = () => openTalks(wide.matches);
 wide.onchange();
 
+onhashchange = () => location.reload(); // a new link in a tab that shows the page already
 const code = new URLSearchParams(location.hash.slice(1)).get("code");
 if (code) history.replaceState(null, "", location.pathname);
 attempt(async () => {
