@@ -131,8 +131,8 @@ def _describe_return(state: State, event: Event, before: Dialogue) -> list[Note]
     return notes + [Note("already_learned")] * (is_better and hash_text(before.response) in texts)
 
 # %% ../../nbs/7_device/08_personalizer.ipynb #per2askf
-def _record_said(state: State, dialogue: Dialogue, talk: str, recall: Recall, turns) -> None:
-    "Store a dialogue with what its reply used."
+def _record_said(state: State, dialogue: Dialogue, talk: str, recall: Recall, turns, replaced) -> None:
+    "Store a dialogue with what its reply used, in the place of others."
     histories = state.archive.histories
     is_shown = dialogue.id in histories and any(dialogue.id in items for items in histories.values())
     with state.change():
@@ -144,6 +144,8 @@ def _record_said(state: State, dialogue: Dialogue, talk: str, recall: Recall, tu
         if is_shown:  # later turns show the new text
             state.archive.load()
             state.replay()
+        for id in replaced:
+            state.record("replaced", id, by=dialogue.id)
 
 
 def _recognise(state: State, dialogue: Dialogue) -> list:  # of one `Decision`; empty: it is to be observed
@@ -311,7 +313,7 @@ class Personalizer(Displayed):
 
     def close(self) -> None:
         "Store the vectors, drop what exceeds the archive's budget, close the file, and give up the folder."
-        self.memory.store()
+        self.memory.close()
         trim(self.state, self.settings.archive * 1_000_000)
         self.archive.close()
 
@@ -342,9 +344,21 @@ class Personalizer(Displayed):
         trim(self.state, self.settings.archive * 1_000_000)
         return decisions
 
-    def arrive(self, dialogue: Dialogue, talk: str = FILE, recall: Recall = None, turns=None) -> None:
-        "Store a dialogue that was just said; recall: what its reply read; turns: ids of the turns in its history."
-        _record_said(self.state, dialogue, talk, recall or Recall(dialogue), turns)
+    def arrive(
+        self,
+        dialogue: Dialogue,
+        talk: str = FILE,
+        recall: Recall = None,  # what its reply read
+        turns: list = None,  # ids of the turns in its history; None: another program's
+        replaced: list = (),  # ids of the turns whose place it takes
+    ) -> None:
+        "Store a dialogue that was just said."
+        _record_said(self.state, dialogue, talk, recall or Recall(dialogue), turns, replaced)
+
+    @property
+    def has_due(self) -> bool:
+        "Whether something is to be scored; beside a server that waits for a fine-tune, which loads the model anyway."
+        return self.model.reads_adapters and bool(self.state.pending)
 
     def score_due(self, model=None) -> list:  # `ScoredDialogue`s; model: another copy of the base model
         "Score the dialogues that were said since, and the entries of the buffer if another adapter scored them."
