@@ -219,6 +219,14 @@ def test_the_persons_word_wins(vectors):
     assert ask(mixed, "80 q", vectors, general).answers == mixed.answers, "each group for itself"
 
 
+def test_corrections_of_all_scopes_are_in_the_order_of_time(vectors):
+    "Of two that are near, a reply follows the newer one, wherever the person said that they belong."
+    evidence = Evidence(said(0, 10, time=2.0), here=said(5, time=1.0), everywhere=said(180, time=2.5))
+    verdict = ask(evidence, "4 q", vectors)
+    assert [d.time for d in verdict.answers] == [1.0, 2.0, 2.5, 3.0]
+    assert np.argmax(verdict.similarities) == 0, "each with its own similarity"
+
+
 def test_here_too_supports_and_is_no_example(vectors):
     evidence = Evidence(answers=said(0, 10, time=5.0), left_alone=said(60, 62))
     assert not ask(evidence, "61 prompt", vectors).is_open

@@ -480,7 +480,7 @@ EVENTS = dict(  # kind -> function of (state, id of the dialogue, content)
 )
 
 # %% ../../nbs/7_device/02_state.ipynb #st4askc
-def place(state: State, id: str) -> Decision:
+def decide(state: State, id: str) -> Decision:
     "Decide whether the buffer keeps a scored dialogue, and record the decision."
     decision, random = state.buffer.decide(state.get_scored(id))
     content = dict(step=decision.step, reason=decision.reason, scores=decision.scores)
