@@ -32,7 +32,7 @@ from .learning import PreparedRound, check_start, list_options, load_last_adapte
 from .learning import prepare_round, record_round, undo_round
 from .recall import Memory, Recall
 from .settings import PersonalizerSettings
-from .state import FILE, State, begin_state, count_questions, hash_text, place, scores_to_dict
+from .state import FILE, State, begin_state, count_questions, decide, hash_text, scores_to_dict
 from ..explanation.card import is_taken_out
 from ..tuning.config import TuningConfig
 
@@ -96,10 +96,7 @@ def describe_act(state: State) -> Note | None:
     prompts = state.list_prompts(event.dialogue for event in events)
     if events[0].kind == "scoped":
         return Note("act_scope", scope=name_scope(content["scope"]), prompts=prompts)
-    names = dict(
-        better="act_correction", up="act_up", down="act_down", here_too="act_here_too", not_here="act_not_here"
-    )
-    return Note(names[content["kind"]], prompts=prompts)
+    return Note(f"act_{content['kind']}", prompts=prompts)
 
 
 def _take_back(state: State) -> Note:
@@ -148,19 +145,17 @@ def _record_said(state: State, dialogue: Dialogue, talk: str, recall: Recall, tu
             state.record("replaced", id, by=dialogue.id)
 
 
-def _recognise(state: State, dialogue: Dialogue) -> list:  # of one `Decision`; empty: it is to be observed
+def _recognise(state: State, dialogue: Dialogue) -> Decision | None:  # None: it is to be observed
     "Decide about a dialogue that is observed once more with the same text: what became of it stays."
     stored = state.archive.dialogues.get(dialogue.id)
-    if stored is None or (stored.prompt, stored.response) != (
-        make_valid(dialogue.prompt),
-        make_valid(dialogue.response),
-    ):
-        return []
+    texts = make_valid(dialogue.prompt), make_valid(dialogue.response)
+    if stored is None or (stored.prompt, stored.response) != texts:
+        return None
     is_in_buffer = state.find_slot(dialogue.id) is not None
     if not is_in_buffer and dialogue.id not in state.reactions:
-        return []
+        return None
     reason = "it is in the buffer already" if is_in_buffer else "you reacted to it already"
-    return [Decision(state.buffer.seen, dialogue.id, False, reason=reason)]
+    return Decision(state.buffer.seen, dialogue.id, False, reason=reason)
 
 
 def _list_due(state: State, active_adapter: str) -> list:  # `Dialogue`s
@@ -208,7 +203,7 @@ def _settle(state: State, candidate: ScoredDialogue, annotator, opens_questions:
             return None
         if state.wants_question:
             _ask(state, id, annotator)
-        decision = place(state, id)
+        decision = decide(state, id)
         if decision.kept and ask_when == "arrival":
             _ask(state, id, annotator)
     return decision
@@ -221,7 +216,7 @@ def skip_question(state: State) -> None:
         with state.change():
             state.record("asked", id, is_open=False)
             if id not in state.pending:  # or the next scores decide
-                place(state, id)
+                decide(state, id)
 
 
 def collect_training(state: State, annotator=None) -> list:  # `Dialogue`s
@@ -332,10 +327,11 @@ class Personalizer(Displayed):
             block = dialogues[first : first + size]
             with self.state.change():
                 for dialogue in block:
-                    known = _recognise(self.state, dialogue)
-                    decisions += known
-                    if not known:
+                    decision = _recognise(self.state, dialogue)
+                    if decision is None:
                         self.arrive(dialogue)
+                    else:
+                        decisions.append(decision)
                 decisions += self.settle()
             bar.update(len(block))
             if self.settings.finetune_every and len(block) == size:
@@ -344,15 +340,8 @@ class Personalizer(Displayed):
         trim(self.state, self.settings.archive * 1_000_000)
         return decisions
 
-    def arrive(
-        self,
-        dialogue: Dialogue,
-        talk: str = FILE,
-        recall: Recall = None,  # what its reply read
-        turns: list = None,  # ids of the turns in its history; None: another program's
-        replaced: list = (),  # ids of the turns whose place it takes
-    ) -> None:
-        "Store a dialogue that was just said."
+    def arrive(self, dialogue: Dialogue, talk: str = FILE, recall: Recall = None, turns=None, replaced=()) -> None:
+        "Store a dialogue that was just said; turns: ids of those in its history; replaced: whose place it takes."
         _record_said(self.state, dialogue, talk, recall or Recall(dialogue), turns, replaced)
 
     @property

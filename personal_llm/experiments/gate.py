@@ -14,8 +14,9 @@ __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUES
            'list_others', 'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'Shipped', 'judge_scenes',
            'measure_package', 'list_development', 'judge_development', 'measure_development', 'read_replies',
            'read_decisions', 'list_states', 'score_texts', 'score', 'list_able', 'measure_d_prime', 'read_choices',
-           'splice_choices', 'write_readme_table', 'write_readme_answer', 'open_real', 'read_trivia', 'read_locomo',
-           'make_real_case', 'list_real_cases', 'load_real_rows', 'measure_real', 'read_balance', 'judge_real']
+           'splice_choices', 'compare', 'list_plan_tests', 'write_readme_table', 'write_readme_answer', 'open_real',
+           'read_trivia', 'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows', 'measure_real',
+           'read_balance', 'judge_real']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
@@ -140,9 +141,12 @@ def measure(jobs: list):  # yields a dict of results a job
         system = PEOPLE[name]["instruction"]
         if condition == "written":
             system = results["instruction"] = write_instruction(model, name)
+        elif condition == "example":
+            prompt, wish = list_corrections(name)[0]
+            system += f"\nAn example.\nQuestion: {prompt}\nAnswer: {wish}"
         tests = list_tests(name)
         prompts = [item[0] for items in tests.values() for _, item in items]
-        is_told = condition in ("instruction", "written")
+        is_told = condition in ("instruction", "written", "example")
         turns = {p: (("system", system),) if is_told else choose_turns(name, p, condition) for p in prompts}
         # equal turns follow each other, so that the engine keeps its results for them
         replies = {p: write_reply(model, p, turns[p]) for p in sorted(prompts, key=turns.get)}
@@ -224,6 +228,7 @@ GRIDS = (
     Grid("gate-always", list_jobs(ENGLISH, "always"), measure, (), SMALL),
     Grid("gate-choices", list_jobs(CHOOSERS, "bare", "always"), measure_choices, (), SMALL),
     Grid("gate-told", list_jobs(TOLD, "instruction", "written"), measure, (), SMALL),
+    Grid("gate-example", list_jobs([*ONE, *find_people("everywhere")], "example"), measure, (), SMALL),
     Grid("gate-languages", list_jobs(FOREIGN, "always"), measure, (), SMALL),
     Grid("gate-night", NIGHTS, measure_night, (), SMALL),
     Grid("gate-time", list_jobs(IN_TIME, "in time"), measure, (), SMALL),
@@ -539,7 +544,7 @@ GRIDS += (Grid("gate-development", DEVELOPMENT, measure_development, (), None),)
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0019
 REPLIES = {  # model -> grids with its replies
-    SMALL: ("gate-bare", "gate-always", "gate-languages", "gate-told", "gate-time"),
+    SMALL: ("gate-bare", "gate-always", "gate-languages", "gate-told", "gate-example", "gate-time"),
     LARGE: ("gate-bare-large", "gate-large"),
     FAMILY: ("gate-bare-family", "gate-family"),
 }
@@ -644,6 +649,29 @@ def splice_choices(rule: str, state="start", condition: str = "always", people: 
             chosen = [words[name, condition if mark == "1" else "bare"][i] for i, mark in enumerate(opens["choices"])]
             pairs += [(key, word) for (_, key), word in zip(list_choices(name), chosen)]
     return pairs
+
+# %% ../../nbs/experiments/79_gate.ipynb #gate0025
+def compare(metric: str, state, first: tuple, second: tuple, people: list) -> np.ndarray:  # (rule, condition) each
+    "Return first minus second, a number a person."
+    values = [[score(name, rule, state, condition)[metric] for rule, condition in (first, second)] for name in people]
+    return np.array([a - b for a, b in values])
+
+
+def list_plan_tests() -> dict:  # name -> (differences, a number a person; the margin by which they are shifted)
+    "Return the plan's six tests, by people with a form in one subject."
+    gate, today = ("gate", "always"), ("today", "always")
+    people = list_able("one subject")
+    told = [name for name in people if (name, "instruction") in read_replies()]
+    written = [name for name in told if (name, "written") in read_replies()]
+    after = functools.partial(compare, state=0.0, first=gate, second=today, people=people)
+    return {
+        "1. unseen spill after 400, gate less today": (after("unseen"), 0.0),
+        "2. other prompts opened after 400, gate less today": (after("other_opens"), 0.0),
+        "3. habits after 400, gate less today, above −.05": (after("own"), 0.05),
+        "4. seen spill after 400, gate less today, below .05": (after("seen"), -0.05),
+        "5. habits, examples less instruction": (compare("own", "start", gate, ("gate", "instruction"), told), 0.0),
+        "6. habits, examples less written": (compare("own", "start", gate, ("gate", "written"), written), 0.0),
+    }
 
 # %% ../../nbs/experiments/79_gate.ipynb #gaterdm1
 README_ROWS = {  # label -> (rule, state); state: "start", or the probability of taking a misplaced form out, after 400
