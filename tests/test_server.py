@@ -420,7 +420,8 @@ def test_a_name_of_a_talk_is_found_kept_and_forgotten(served):
     assert served.ask("POST", "/me/name", dict(talk=talk, text=SECRET)) == (200, {})
     for words in ("zanzi", "KNEE"):
         assert [row["title"] for row in served.ask("GET", f"/me/talks?words={words}")[1]["talks"]] == [SECRET]
-    assert len(served.ask("POST", "/me/forget", dict(text=SECRET))[1]["dialogues"]) == 1
+    forgotten = served.ask("POST", "/me/forget", dict(text=SECRET))[1]
+    assert len(forgotten["dialogues"]) == 1 and f"in the chat named “{SECRET}”" in forgotten["lines"][0]
     assert [row["title"] for row in served.ask("GET", "/me/talks")[1]["talks"]] == ["What is tea?"]
 
 

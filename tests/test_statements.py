@@ -13,19 +13,19 @@ from personal_llm.base.core import Dialogue
 from personal_llm.base.encoder import VectorStore, encode
 from personal_llm.data.reading import load_replay
 from personal_llm.memory.gate import General
-from personal_llm.memory.retrieval import MAX_TOKENS, MemoryConfig, choose_statements
+from personal_llm.memory.retrieval import MAX_TOKENS, MemoryConfig, add_memories, choose_statements
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import Archive
 from personal_llm.device.recall import Memory
 from personal_llm.device.state import State
 from personal_llm.memory.statements import Statement, add_days, describe_wishes, find_statements
 from personal_llm.base.text import format_date
-from personal_llm.memory.statements import FACT_KINDS, SECRET, find_kinds, find_names, is_about_self
-from personal_llm.memory.statements import list_own_sentences, list_words, write_line, write_statements
+from personal_llm.memory.statements import FACT_KINDS, SECRET, find_kinds, find_names, list_own_sentences, read_prompt
 
 SLOW = settings(deadline=None, max_examples=25)  # the encoder runs in each
 
 count_words = lambda text: len(text.split())
+GENERAL = General()  # nothing to compare with, so every statement bears on a prompt about oneself
 
 
 class Angles:
@@ -37,13 +37,15 @@ class Angles:
         return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
+def read_needed(said, rows, prompt, row, general=GENERAL, config=MemoryConfig(), time=0.0):
+    least = general.measure_nearness(rows)
+    return choose_statements(said, rows, least, read_prompt(prompt), row, config, count_words, time)
+
+
 def choose(said, prompt, vectors, **options):
     "Return the statements that a reply uses, and those that newer ones update."
     rows = vectors.embed([prompt, *(s.text for s in said)])
-    return choose_statements(said, rows[1:], prompt, rows[0], GENERAL, MemoryConfig(**options), count_words)
-
-
-GENERAL = General()  # nothing to compare with, so every statement bears on a prompt about oneself
+    return read_needed(said, rows[1:], prompt, rows[0], GENERAL, MemoryConfig(**options))
 
 
 TEXTS = json.loads(Path(__file__).with_name("statements.json").read_text(encoding="utf-8"))  # kind -> messages
@@ -94,16 +96,16 @@ def test_a_wish_that_is_not_done_is_answered_with_what_to_do(message, words):
 
 @pytest.mark.parametrize("prompt, expected", TEXTS["about oneself"])
 def test_a_prompt_is_about_oneself_or_not(prompt, expected):
-    assert is_about_self(prompt) == expected
+    assert read_prompt(prompt).is_about_self == expected
 
 
 @pytest.mark.parametrize("statement, prompt, expected", TEXTS["of somebody"])
 def test_what_the_person_said_of_somebody_is_read_where_the_name_is(statement, prompt, expected):
-    assert find_names(statement).isdisjoint(list_words(prompt)) != expected
+    assert find_names(statement).isdisjoint(read_prompt(prompt).words) != expected
     said = [Statement(statement)]
     rows = encode([prompt, statement])
     far = General(np.repeat(rows[:1], 3, axis=0))  # nothing is nearer than these
-    chosen = choose_statements(said, rows[1:], prompt, rows[0], far, MemoryConfig(), count_words)[0]
+    chosen = read_needed(said, rows[1:], prompt, rows[0], far)[0]
     assert bool(chosen) == expected
 
 
@@ -203,9 +205,7 @@ def test_a_state_ends_with_its_day():
     hungry = Statement("I have a headache.", 20_000 * DAY, "a", "state")
     vectors = VectorStore(Angles())
     rows = vectors.embed(["What do I have?", hungry.text])
-    read = lambda time: choose_statements(
-        [hungry], rows[1:], "What do I have?", rows[0], GENERAL, MemoryConfig(), count_words, time
-    )[0]
+    read = lambda time: read_needed([hungry], rows[1:], "What do I have?", rows[0], time=time)[0]
     assert read(hungry.time + DAY / 2) == [hungry] and read(hungry.time + 1.1 * DAY) == [] and read(5.0) == [hungry]
 
 
@@ -230,7 +230,7 @@ def test_a_statement_is_read_where_it_bears_on_the_prompt():
     rows = encode([s.text for s in said])
 
     def read(prompt):
-        chosen = choose_statements(said, rows, prompt, encode([prompt])[0], general, MemoryConfig(), count_words)[0]
+        chosen = read_needed(said, rows, prompt, encode([prompt])[0], general)[0]
         return [s.text for s in chosen]
 
     technical = """I need a regular expression for dates.|I have a function that returns None.|I forgot how to rebase.
@@ -251,7 +251,7 @@ def test_the_budget_is_never_exceeded(sizes):
     make = lambda size, time: Statement(" ".join(["my"] * size), float(time), str(time))
     said = [make(size, i) for i, size in enumerate(sizes)]
     chosen = choose(said, "What do I have?", VectorStore(Angles()))[0]
-    assert sum(count_words(write_line(s)) for s in chosen) <= MAX_TOKENS
+    assert sum(count_words(s.line) for s in chosen) <= MAX_TOKENS
     assert chosen == sorted(chosen, key=lambda s: s.time)
 
 
@@ -262,8 +262,10 @@ def test_dates_are_written_as_people_write_them():
         "- on 4 October 2024: I moved to Bonn.",
         "- I like tea.",
     ]
-    assert write_statements([moved, Statement("I like tea.", 3.0)], 86_400.0 * 20_001).split("\n") == lines
-    assert write_statements([moved]).startswith("The user told you before:") and write_statements([], 1.7e9) == ""
+    asked = Dialogue("Where do I live?", "", time=86_400.0 * 20_001)
+    write = lambda d, said: [text for role, text in add_memories(d, [], said).history if role == "system"]
+    assert write(asked, [moved, Statement("I like tea.", 3.0)]) == ["\n".join(lines)]
+    assert write(Dialogue("Hi", ""), [moved])[0].startswith("The user told you before:") and write(asked, []) == []
     assert [format_date(time) for time in (0.0, 799.0, -1e12, 1e300)] == [""] * 4
 
 

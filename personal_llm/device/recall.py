@@ -8,19 +8,19 @@ __all__ = ['Recall', 'Memory']
 # %% ../../nbs/7_device/05_recall.ipynb #884dce41
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.encoder import VectorStore, encode, get_encoder_id
+from ..base.encoder import VectorStore, encode, get_encoder_id, load_encoder
 from ..base.files import ASSETS
 from ..data.reading import load_replay
 from ..base.notes import Note
-from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, is_scattered, judge
+from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, judge
 from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, retrieve
-from ..memory.statements import FIT, Statement, describe_wishes, find_statements, is_private
+from ..memory.statements import FIT, Statement, describe_wishes, find_statements, is_private, read_prompt
 from .archive import Archive, load_vectors, store_said, store_vectors
 from .state import State
 from .evidence import get_evidence, list_learned
@@ -60,11 +60,12 @@ def list_general() -> tuple[str, ...]:
 GENERAL_FILE = ASSETS / "general_vectors.npz"
 
 
-def embed_general(embed=encode) -> np.ndarray:  # embed: texts -> their vectors (texts, width)
-    "Return the vectors of general prompts; the package has those of the default encoder."
+@cache
+def load_general(encoder) -> General:  # encoder: of `load_encoder`, or its name
+    "Return the general prompts as an encoder sees them; the package has the vectors of the default one."
     with np.load(GENERAL_FILE) as file:
-        is_stored = str(file["encoder"]) == get_encoder_id()
-        return file["rows"] if is_stored else embed(list_general())
+        is_stored = str(file["encoder"]) == get_encoder_id(encoder)
+        return General(file["rows"] if is_stored else encode(list_general(), encoder))
 
 # %% ../../nbs/7_device/05_recall.ipynb #b46f6d50
 class Memory:
@@ -96,7 +97,7 @@ class Memory:
                 rows = {d.prompt: stored[id] for id, d in self.archive.dialogues.items() if id in stored}
                 if rows:
                     self.vectors.add([*rows], np.stack([*rows.values()]))
-                self.general = General(embed_general(self.vectors.embed))
+                self.general = load_general(load_encoder())
                 self.is_loaded = True
 
     def start_warming(self, state: State) -> None:
@@ -147,15 +148,6 @@ class Memory:
             rows = {id: dict(fit=FIT, found=[vars(one) for one in found]) for id, (_, found) in self.said.items()}
             store_said(self.archive, {id: row for id, row in rows.items() if self.archive.said.get(id) != row})
 
-    def judge(self, evidence: Evidence, prompt: str) -> Verdict:
-        "Return the gate's verdict on a prompt."
-        if not evidence.taught:
-            return Verdict()
-        self.load()
-        row = self.vectors.embed([prompt])[0]
-        foreign = find_foreign(evidence, prompt, self.languages)
-        return judge(evidence, embed_prompts(evidence, self.vectors.embed), row, self.general, foreign)
-
     def describe_scopes(self, state: State, ids: list) -> Note:  # ids: of dialogues
         "Say where corrections apply now, a sentence for each scope, or that they count against the others."
         scopes = {id: state.scopes.get(id, "") for id in ids}
@@ -188,11 +180,12 @@ class Memory:
     def applies_widely(self, state: State) -> bool:
         "Return whether corrections without a scope apply to nearly all prompts, since they share no subject."
         with self.lock:
-            answers = get_evidence(state).answers
-            if len(answers) < 2:
+            evidence = get_evidence(state)
+            if not evidence.answers:
                 return False
             self.load()
-            return is_scattered(self.vectors.embed([d.prompt for d in answers]), self.general)
+            prompt = evidence.answers[-1].prompt
+            return self._judge(evidence, prompt, self.vectors.embed([prompt])).is_wide
 
     def find(
         self,
@@ -204,45 +197,54 @@ class Memory:
         is_elsewhere: bool = False,  # whether another computer writes the reply: what is private stays here
     ) -> Recall:
         "Return what the reply to a prompt uses."
+        found = Recall(dialogue, verdict=Verdict(reasons=(Note("uses_no_examples"),)), is_silent=True)
+        if self.config.memories or adapter is not None:
+            with self.lock:
+                found = self._find(state, dialogue, count_tokens, adapter, replaced, is_elsewhere)
         instructions = tuple(state.instructions.values())
-        if not self.config.memories and adapter is None:
-            read = add_memories(dialogue, [], [], self.config, instructions)
-            verdict = Verdict(reasons=(Note("uses_no_examples"),))
-            return Recall(read, instructions=instructions, verdict=verdict, is_silent=True)
+        read = add_memories(dialogue, found.memories, found.statements, self.config, instructions)
+        return replace(found, dialogue=read, instructions=instructions)
+
+    def _find(self, state: State, dialogue: Dialogue, count_tokens, adapter, replaced, is_elsewhere) -> Recall:
         prompt = dialogue.prompt
         shown = {text for role, text in dialogue.history if role == "user"}  # the talk shows these already
-        with self.lock:
-            evidence = get_evidence(state)
-            verdict = self.judge(evidence, prompt)
-            learned = None if adapter is None else list_learned(state, evidence)
-            taught = None if learned is None else self.judge(learned, prompt)
-            statements, updated = self.choose_statements(state, dialogue, shown, replaced, count_tokens)
-            if is_elsewhere:
-                statements, updated = [], []
-            left_out = set(shown)
-            while True:
-                memories = retrieve(verdict.answers, verdict.similarities, prompt, self.config, count_tokens, left_out)
-                private = {d.prompt for d in memories if is_elsewhere and is_private(d.text)}
-                left_out |= private
-                if not private:
-                    break
-        read = add_memories(dialogue, memories, statements, self.config, instructions)
-        closed = None if taught is None or taught.is_open else Note("line", parts=taught.reasons)
-        adapter = adapter if closed is None else None
-        is_silent = bool(verdict.answers) and not memories
-        lists = map(tuple, (memories, statements, updated))
-        return Recall(read, *lists, instructions, adapter, verdict, is_silent, closed)
-
-    def choose_statements(self, state: State, dialogue: Dialogue, shown: set, replaced, count_tokens) -> tuple:
-        "Return what a reply uses of the person's statements in other talks, and what newer ones update."
-        said = self.list_statements(state) if self.config.memories else []
+        said = self.list_statements(state) if self.config.memories and not is_elsewhere else []
         said = [s for s in said if self.archive.dialogues[s.id].prompt not in shown and s.id not in replaced]
-        if not said:
-            return [], []
-        self.load()
-        rows = self.vectors.embed([dialogue.prompt, *(statement.text for statement in said)])
-        asked = dialogue.prompt, rows[0], self.general
-        return choose_statements(said, rows[1:], *asked, self.config, count_tokens, dialogue.time)
+        asked = read_prompt(prompt) if said else None
+        evidence = get_evidence(state)
+        texts = [prompt, *(s.text for s in said)] if evidence.taught or said else []
+        if texts:
+            self.load()
+        rows = self.vectors.embed(texts)
+        learned = None if adapter is None else list_learned(state, evidence)
+        verdict, taught = (self._judge(part, prompt, rows) for part in (evidence, learned or Evidence()))
+        closed = None if learned is None or taught.is_open else Note("line", parts=taught.reasons)
+        statements, updated = [], []
+        if said:
+            own, least = rows[1:], self.general.measure_nearness(rows[1:])
+            options = self.config, count_tokens, dialogue.time
+            statements, updated = choose_statements(said, own, least, asked, rows[0], *options)
+        choose = partial(retrieve, verdict.answers, verdict.similarities, prompt, self.config, count_tokens)
+        memories = choose(shown)
+        while private := {d.prompt for d in memories if is_elsewhere and is_private(d.text)}:
+            shown |= private
+            memories = choose(shown)
+        return Recall(
+            dialogue,
+            tuple(memories),
+            tuple(statements),
+            tuple(updated),
+            adapter=adapter if closed is None else None,
+            verdict=verdict,
+            is_silent=bool(verdict.answers) and not memories,
+            closed=closed,
+        )
+
+    def _judge(self, evidence: Evidence, prompt: str, rows: np.ndarray) -> Verdict:  # rows: the prompt's vector first
+        if not evidence.taught:
+            return Verdict()
+        foreign = find_foreign(evidence, prompt, self.languages)
+        return judge(evidence, embed_prompts(evidence, self.vectors.embed), rows[0], self.general, foreign)
 
     def list_statements(self, state: State) -> list:  # `Statement`s, in the order in which they were said
         "Return what the person said of themselves; each message is read once. A clock that goes back changes no order."

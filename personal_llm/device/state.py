@@ -410,7 +410,9 @@ def _reacted(state: State, id: str, content: dict) -> None:
     if d is not state.newest(id):
         state.versions[id] = d
         _update_buffer(state, id)
-    state.dated[id] = replace(d, time=max(d.time, reaction.time))
+    state.dated.pop(id, None)  # the newest is last
+    last = next(reversed(state.dated.values()), d)
+    state.dated[id] = replace(d, time=max(d.time, reaction.time, last.time))  # a clock may go back
     if content["asked"]:
         _count_question(state, id)
     if content.get("is_new") and state.find_slot(id) is None:
@@ -480,7 +482,7 @@ EVENTS = dict(  # kind -> function of (state, id of the dialogue, content)
 )
 
 # %% ../../nbs/7_device/02_state.ipynb #st4askc
-def place(state: State, id: str) -> Decision:
+def decide(state: State, id: str) -> Decision:
     "Decide whether the buffer keeps a scored dialogue, and record the decision."
     decision, random = state.buffer.decide(state.get_scored(id))
     content = dict(step=decision.step, reason=decision.reason, scores=decision.scores)
@@ -499,7 +501,9 @@ def open_state(archive: Archive, policy=None) -> State:  # policy: of the buffer
     first = archive.events[0] if archive.events else None
     if first is None or first.kind != "configured":
         raise InputError(f"{archive.file}: nothing is stored here yet", "give the folder of a chat or of personalize")
-    return State(archive, open_buffer(first.content["buffer"], policy, archive.file))
+    with report_damage(archive.file):
+        buffer = open_buffer(first.content["buffer"], policy, archive.file)
+    return State(archive, buffer)
 
 
 def begin_state(archive: Archive, buffer: Buffer = None) -> State:

@@ -11,12 +11,12 @@ __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUES
            'REAL_UNITS', 'REAL', 'SHIPPED', 'find_people', 'write_wish', 'list_corrections', 'list_alone', 'list_tests',
            'choose_turns', 'write_instruction', 'measure_bare', 'measure', 'list_choices', 'measure_choices',
            'list_answers', 'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream',
-           'list_others', 'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'Shipped', 'load_general',
-           'judge_scenes', 'measure_package', 'list_development', 'judge_development', 'measure_development',
-           'read_replies', 'read_decisions', 'list_states', 'score_texts', 'score', 'list_able', 'measure_d_prime',
-           'read_choices', 'splice_choices', 'write_readme_table', 'write_readme_answer', 'open_real', 'read_trivia',
-           'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows', 'measure_real', 'read_balance',
-           'judge_real']
+           'list_others', 'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'Shipped', 'judge_scenes',
+           'measure_package', 'list_development', 'judge_development', 'measure_development', 'read_replies',
+           'read_decisions', 'list_states', 'score_texts', 'score', 'list_able', 'measure_d_prime', 'read_choices',
+           'splice_choices', 'compare', 'list_plan_tests', 'write_readme_table', 'write_readme_answer', 'open_real',
+           'read_trivia', 'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows', 'measure_real',
+           'read_balance', 'judge_real']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
@@ -33,13 +33,13 @@ import numpy as np
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
-from ..device.recall import list_general
+from ..device.recall import load_general
 from .breaks import choose_word, draw_items
 from .containment import format_estimate
 from .harness import RESULTS, Grid, compute_d_prime, decide_all, decide_mean
 from .harness import mean_over_users, read_results
 from .person import LARGE, SMALL, has_form, is_right, load_once, write_form, write_reply
-from ..memory.gate import Gate, General, Points
+from ..memory.gate import Gate, Points
 from ..memory.retrieval import add_memories
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -141,9 +141,12 @@ def measure(jobs: list):  # yields a dict of results a job
         system = PEOPLE[name]["instruction"]
         if condition == "written":
             system = results["instruction"] = write_instruction(model, name)
+        elif condition == "example":
+            prompt, wish = list_corrections(name)[0]
+            system += f"\nAn example.\nQuestion: {prompt}\nAnswer: {wish}"
         tests = list_tests(name)
         prompts = [item[0] for items in tests.values() for _, item in items]
-        is_told = condition in ("instruction", "written")
+        is_told = condition in ("instruction", "written", "example")
         turns = {p: (("system", system),) if is_told else choose_turns(name, p, condition) for p in prompts}
         # equal turns follow each other, so that the engine keeps its results for them
         replies = {p: write_reply(model, p, turns[p]) for p in sorted(prompts, key=turns.get)}
@@ -225,6 +228,7 @@ GRIDS = (
     Grid("gate-always", list_jobs(ENGLISH, "always"), measure, (), SMALL),
     Grid("gate-choices", list_jobs(CHOOSERS, "bare", "always"), measure_choices, (), SMALL),
     Grid("gate-told", list_jobs(TOLD, "instruction", "written"), measure, (), SMALL),
+    Grid("gate-example", list_jobs([*ONE, *find_people("everywhere")], "example"), measure, (), SMALL),
     Grid("gate-languages", list_jobs(FOREIGN, "always"), measure, (), SMALL),
     Grid("gate-night", NIGHTS, measure_night, (), SMALL),
     Grid("gate-time", list_jobs(IN_TIME, "in time"), measure, (), SMALL),
@@ -426,7 +430,7 @@ class Shipped:
         self.times = np.repeat([0.0, 2.0], [len(passed), len(alone)])
 
     def make_gate(self) -> Gate:
-        return Gate(self.taught, Points(self.opposing, self.times), load_general())
+        return Gate(self.taught, Points(self.opposing, self.times), load_general(DEFAULT_ENCODER))
 
     def is_open(self) -> np.ndarray:  # (prompts,) of booleans
         "Say for each prompt whether corrections apply."
@@ -441,12 +445,6 @@ class Shipped:
         if not is_used or is_taken_out:
             self.opposing = np.concatenate([self.opposing, self.prompts[[place]]])
             self.times = np.append(self.times, np.inf if is_taken_out and is_used else 3.0)
-
-
-@functools.cache
-def load_general(encoder: str = DEFAULT_ENCODER) -> General:
-    "Return the package's general prompts."
-    return General(encode(list_general(), encoder))
 
 
 SCENES = {  # name -> (corrections, whether eight were left alone since, whether own and eight were let pass before)
@@ -546,7 +544,7 @@ GRIDS += (Grid("gate-development", DEVELOPMENT, measure_development, (), None),)
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0019
 REPLIES = {  # model -> grids with its replies
-    SMALL: ("gate-bare", "gate-always", "gate-languages", "gate-told", "gate-time"),
+    SMALL: ("gate-bare", "gate-always", "gate-languages", "gate-told", "gate-example", "gate-time"),
     LARGE: ("gate-bare-large", "gate-large"),
     FAMILY: ("gate-bare-family", "gate-family"),
 }
@@ -651,6 +649,29 @@ def splice_choices(rule: str, state="start", condition: str = "always", people: 
             chosen = [words[name, condition if mark == "1" else "bare"][i] for i, mark in enumerate(opens["choices"])]
             pairs += [(key, word) for (_, key), word in zip(list_choices(name), chosen)]
     return pairs
+
+# %% ../../nbs/experiments/79_gate.ipynb #gate0025
+def compare(metric: str, state, first: tuple, second: tuple, people: list) -> np.ndarray:  # (rule, condition) each
+    "Return first minus second, a number a person."
+    values = [[score(name, rule, state, condition)[metric] for rule, condition in (first, second)] for name in people]
+    return np.array([a - b for a, b in values])
+
+
+def list_plan_tests() -> dict:  # name -> (differences, a number a person; the margin by which they are shifted)
+    "Return the plan's six tests, by people with a form in one subject."
+    gate, today = ("gate", "always"), ("today", "always")
+    people = list_able("one subject")
+    told = [name for name in people if (name, "instruction") in read_replies()]
+    written = [name for name in told if (name, "written") in read_replies()]
+    after = functools.partial(compare, state=0.0, first=gate, second=today, people=people)
+    return {
+        "1. unseen spill after 400, gate less today": (after("unseen"), 0.0),
+        "2. other prompts opened after 400, gate less today": (after("other_opens"), 0.0),
+        "3. habits after 400, gate less today, above −.05": (after("own"), 0.05),
+        "4. seen spill after 400, gate less today, below .05": (after("seen"), -0.05),
+        "5. habits, examples less instruction": (compare("own", "start", gate, ("gate", "instruction"), told), 0.0),
+        "6. habits, examples less written": (compare("own", "start", gate, ("gate", "written"), written), 0.0),
+    }
 
 # %% ../../nbs/experiments/79_gate.ipynb #gaterdm1
 README_ROWS = {  # label -> (rule, state); state: "start", or the probability of taking a misplaced form out, after 400

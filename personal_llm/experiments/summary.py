@@ -38,7 +38,7 @@ from personal_llm.experiments.harness import (
     sign_flip_test,
     user_means,
 )
-from .gate import judge_real
+from .gate import judge_real, list_plan_tests
 from personal_llm.experiments.premise import (
     CURVE_JOBS,
     NUMBERED,
@@ -477,9 +477,10 @@ def list_second_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumfam02
 def correct_family(claims: list) -> tuple:  # (p of each tested cell, the same with Holm's correction): by name
-    "Test all cells that have a value of no effect as one family, the start at each similarity among them."
+    "Test all cells that have a value of no effect as one family, with each similarity's start and the gate's tests."
     claims = claims + [Claim(f"a start saves steps at {s:.0%}", "", judge_starts(s)) for s in PAPER_SAVED]
     tests = {one.claim: one.found.p for one in claims if one.found.p is not None}
+    tests |= {f"gate: {name}": sign_flip_test(values + margin) for name, (values, margin) in list_plan_tests().items()}
     return tests, holm_correction(tests)
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumsent3

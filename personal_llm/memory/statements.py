@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FACT_KINDS', 'ATTRIBUTES', 'OF_SELF', 'PRIVATE', 'FIT', 'LETTERS', 'NOT_COVERED', 'find_kinds', 'Statement',
-           'find_names', 'list_words', 'is_about_self', 'find_statements', 'is_private', 'list_own_sentences',
-           'name_forgotten', 'describe_wishes', 'add_days', 'write_line', 'write_statements']
+           'find_names', 'Asked', 'read_prompt', 'find_statements', 'is_private', 'list_own_sentences',
+           'name_forgotten', 'describe_wishes', 'add_days']
 
 # %% ../../nbs/3_memory/02_statements.ipynb #sta00003
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,6 +62,17 @@ class Statement:
     id: str = ""  # of the dialogue
     kind: str = "lasting"  # one of `FACT_KINDS`
 
+    @property
+    def line(self) -> str:
+        "The statement in one line with its date."
+        date = format_date(self.time)
+        return f"- {f'on {date}: ' if date else ''}{' '.join(self.text.split())}"
+
+    @property
+    def names(self) -> set:
+        "The names that the statement introduces."
+        return find_names(self.text)
+
 # %% ../../nbs/3_memory/02_statements.ipynb #sta0008b
 def cut_foreign(message: str) -> str:
     "Return a message up to its first colon or code; long quotations and quoted lines become two quotation marks."
@@ -109,16 +121,19 @@ def find_names(text: str) -> set:
     return {name for word, name in found if not is_frequent(word)}  # *my trip to Rome* introduces nobody
 
 
-def list_words(prompt: str) -> set:
-    "Return the words of a prompt outside quotations and pasted text, with and without a final s."
-    words = re.findall(r"\w+", " ".join(split_message(QUOTATION.sub("", prompt[:MAX_CHARACTERS]))))
-    return {form for word in words for form in (word, word.removesuffix("s"))}
+class Asked(NamedTuple):
+    "What of a prompt decides which statements it needs; quotations and pasted text don't count."
+
+    words: set  # with and without a final s
+    is_about_self: bool  # whether a sentence is about its writer
 
 
-def is_about_self(prompt: str) -> bool:
-    "Say whether a sentence of a prompt is about its writer, outside quotations and pasted text."
+def read_prompt(prompt: str) -> Asked:
+    "Return what of a prompt decides which statements it needs."
     sentences = split_message(QUOTATION.sub("", prompt[:MAX_CHARACTERS]))
-    return not {*OF_SELF}.isdisjoint(find_kinds(sentences).values())
+    words = re.findall(r"\w+", " ".join(sentences))
+    forms = {form for word in words for form in (word, word.removesuffix("s"))}
+    return Asked(forms, not {*OF_SELF}.isdisjoint(find_kinds(sentences).values()))
 
 # %% ../../nbs/3_memory/02_statements.ipynb #sta00011
 MOST_SENTENCES = 4  # of a message, without questions: 94 % of the turns in LoCoMo's talks between friends have no more
@@ -243,15 +258,3 @@ def add_days(text: str, time: float) -> str:  # time: when it was said, in secon
         label = f"from {day}" if name == "week" else day
         text = re.sub("|".join(patterns), rf"\g<0> ({label})", text, flags=re.IGNORECASE)
     return text
-
-
-def write_line(statement: Statement) -> str:
-    "Return a statement in one line with its date."
-    date = format_date(statement.time)
-    return f"- {f'on {date}: ' if date else ''}{' '.join(statement.text.split())}"
-
-
-def write_statements(chosen: list, now: float = 0.0) -> str:  # now: seconds since the epoch; 0: not said
-    "Return the lines of the system prompt for statements; no text for none."
-    today = f"Today is {format_date(now)}. " if format_date(now) else ""
-    return "\n".join([f"{today}The user told you before:", *map(write_line, chosen)] if chosen else [])
