@@ -320,6 +320,7 @@ FIVE = [("0",), ("1", ["0"]), ("2",), ("3", ["0"]), ("4",)]  # ids, and what the
         ([("0",)], [], dict(left_alone="0")),
         (FIVE, ["0 better", "3 up", "4 up"], dict(answers="03", left_alone="2")),  # 1 used one, and 4 was plain
         (FIVE, ["0 better", "3 up", "4 up", "0 down", "3 down"], dict(answers="4", left_alone="2")),
+        (FIVE[::2], ["0 plain", "0 better"], dict(answers="0", left_alone="24")),  # the newer correction has the form
         (FIVE[::2], ["0 replaced"], dict(left_alone="24")),  # another try took its place
         (FIVE[::2], ["0 better", "2 plain", "0 up", "2 up"], dict(answers="0", plain="2", left_alone="4")),
         ([("0",), ("1", [], ["0"])], [], dict(left_alone="01")),

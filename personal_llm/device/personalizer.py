@@ -27,7 +27,7 @@ from ..memory.retrieval import MAX_TOKENS, MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from .archive import Archive, Event
 from .forgetting import ForgetPlan, delete_rows, finish_forgetting, plan_forgetting, trim
-from .evidence import choose_training, list_known
+from .evidence import choose_training, find_used_scope, list_known
 from .learning import PreparedRound, check_start, list_options, load_last_adapter
 from .learning import prepare_round, record_round, undo_round
 from .recall import Memory, Recall
@@ -37,14 +37,16 @@ from ..explanation.card import is_taken_out
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/7_device/08_personalizer.ipynb #per3reaf
-def _record_reaction(state: State, reaction: Reaction, is_asked: bool, is_new: bool = False) -> Reaction:
-    "Record better, up or down, and return it as stored; is_new: the buffer sees the dialogue again."
+def _record_reaction(state: State, reaction: Reaction, is_asked: bool, is_new=False, is_placed=True) -> Reaction:
+    "Record a reaction, and return it as stored; is_new: the buffer sees it again; is_placed: its scope was said."
     id = reaction.target
     newest = state.newest(id)
     is_plain = False
     if is_new and reaction.kind == "better" and not reaction.scope:
         used = [state.newest(other).response for other in state.find_reply(id).reads]
         is_plain = is_taken_out(used, state.archive.dialogues[id].response, reaction.text)
+        if not (is_plain or is_placed):
+            reaction = replace(reaction, scope=find_used_scope(state, id))
     is_same = reaction.kind == "better" and reaction.text == newest.response
     if is_same and not state.is_own(id):  # the reply's own words are an approval, yours stay a correction
         reaction = replace(reaction, kind="up", text="", scope="")
@@ -365,14 +367,15 @@ class Personalizer(Displayed):
         kind: str,  # "better" (with the reply you wanted), "up", "down", "here_too" or "not_here"
         text: str = "",  # of `better`
         time: float = 0.0,  # in seconds since the epoch
-        scope: str = None,  # of `better`: a name in `SCOPES`; None: as you said before
+        scope: str = None,  # of `better`: a name in `SCOPES`; None: as you said before, or of what the reply used
     ) -> Reaction:  # as stored: a better reply with the reply's own words is "up"
         "Take a reaction, which the next reply uses; raise `InputError`, with nothing changed, if it is invalid."
         id = self.state.find_root(check(dialogue, Dialogue, "dialogue").id)
         before = self.state.scopes.get(id, "") if kind == "better" else ""
+        is_placed = scope is not None or id in self.state.scopes
         text = check(text, "text", "the reaction's text").strip()
         reaction = Reaction(kind, id, text, time, before if scope is None else scope)
-        return _record_reaction(self.state, reaction, id == self.state.question, is_new=True)
+        return _record_reaction(self.state, reaction, id == self.state.question, is_new=True, is_placed=is_placed)
 
     def scope(self, dialogues: list[Dialogue], scope: str) -> None:  # scope: a name in `SCOPES`
         "Say where corrections belong; raise `InputError` for a reply that was not corrected."
