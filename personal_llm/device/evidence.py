@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'find_used_scope', 'get_evidence', 'list_answered', 'list_corrected', 'list_taught', 'choose_training',
-           'list_unlearned', 'list_learned', 'list_habits', 'find_habit_question', 'list_examples', 'describe_state',
-           'list_known']
+           'list_unlearned', 'list_learned', 'list_habits', 'explain_corrections', 'find_habit_question',
+           'list_examples', 'describe_state', 'list_known']
 
 # %% ../../nbs/7_device/03_evidence.ipynb #evd0impo
 from dataclasses import fields
@@ -14,7 +14,8 @@ from ..base.core import ANSWERED_ORIGINS, Dialogue, InputError, blame
 from ..memory.feedback import SCOPES
 from ..memory.gate import TAUGHT, Evidence
 from ..memory.retrieval import collect_memories
-from ..explanation.card import make_card
+from ..explanation.card import NUM_NEWEST, make_card
+from ..explanation.explanation import Explanation, describe_answers
 from .state import FILE, State, hash_text
 
 # %% ../../nbs/7_device/03_evidence.ipynb #evd1grpc
@@ -147,6 +148,15 @@ def list_habits(state: State) -> list:  # `Habit`s
     corrections = {id: d for id, d in answered.items() if id not in state.plain}
     replies = {id: state.archive.dialogues[id].response for id in corrections if not _uses_form(state, id)}
     return make_card([*corrections.values()], replies, state.scopes)
+
+
+def explain_corrections(state: State) -> Explanation:
+    "Explain the newest corrections, beside the replies that they replaced; those that used a form are left out."
+    corrected = {state.root(d): d for d in list_answered(state) if d.origin == "annotated"}
+    plain = [id for id in corrected if id not in state.plain and not _uses_form(state, id)][-NUM_NEWEST:]
+    pairs = [(corrected[id].response, state.archive.dialogues[id].response) for id in plain]
+    described = describe_answers(pairs, base_is_truncated=True, compared_with="the replies before")
+    return Explanation(len(pairs), "answers", **described)
 
 
 def find_habit_question(state: State):  # a `Habit`, or None
