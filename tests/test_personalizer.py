@@ -257,6 +257,14 @@ def test_the_cost_of_a_reply_is_stored_with_its_turn_and_a_failed_change_loses_n
 # the folder
 
 
+def test_a_folder_in_use_is_refused(model, tmp_path):
+    me = make(model, tmp_path)
+    with pytest.raises(InputError, match="at work in this folder.*me.close()"):
+        Personalizer(model, folder=tmp_path)
+    me.close()
+    Personalizer(model, folder=tmp_path).close()
+
+
 def test_a_new_memory_takes_no_buffer_with_entries(model):
     buffer = Buffer(2, "fifo")
     me = Personalizer(model, buffer)
