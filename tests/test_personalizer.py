@@ -232,9 +232,6 @@ def test_an_adapter_that_was_changed_is_not_loaded(model, tmp_path, name, line):
 # forget
 
 
-# forget
-
-
 def test_an_adapter_that_learned_what_is_forgotten_is_no_longer_in_use(model, tmp_path):
     me = make(model, tmp_path)
     me.observe_all(STREAM[:4], progress=False)
