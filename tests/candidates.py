@@ -8,7 +8,7 @@ from personal_llm.base.core import Cost, Dialogue
 from personal_llm.buffer.buffer import open_buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores, in_domain_dissimilarity
 from personal_llm.device import chat, personalizer
-from personal_llm.device.learning import PreparedRound, find_place
+from personal_llm.device.learning import PreparedRound, find_free_folder
 
 ROUND = dict(adapter="a", start="", kept=1, synthetic=0, requests=0, start_loss=2.0, best_loss=1.0)
 ROUND |= dict(steps=8, seconds=1.0, warm=None, digest="")  # what a fine-tune records
@@ -67,7 +67,7 @@ def score(model, dialogues, lexicons):
 
 def prepare_round(dialogues, model, config, folder, **options):
     "In place of a fine-tune: an adapter of seven bytes."
-    place = find_place(folder)
+    place = find_free_folder(folder)
     place.mkdir(parents=True)
     (place / "adapter_model.safetensors").write_bytes(b"weights")
     return PreparedRound(ROUND | dict(adapter=f"adapters/{place.name}"), dialogues, None, Cost())

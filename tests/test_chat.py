@@ -361,10 +361,12 @@ def test_a_scope_is_that_of_the_newest_correction_while_a_question_is_open(sessi
 
 
 @pytest.mark.parametrize("at_terminal", [True, False])
-def test_an_empty_line_approves_at_a_terminal_only(session, monkeypatch, at_terminal):
+def test_an_empty_line_approves_what_was_asked_about_and_at_a_terminal_only(session, monkeypatch, at_terminal):
     write(session, "What is tea?")
-    open_question(session)
     type_lines(monkeypatch, "", at_terminal)
+    write(session, "\n")
+    assert session.turns[0].origin == "model", "nothing was asked"
+    open_question(session)
     write(session, "\n")
     assert (session.turns[0].origin == "approved") == at_terminal
 

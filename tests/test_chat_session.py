@@ -617,7 +617,7 @@ def test_a_correction_without_the_form_is_told_as_such(model):
     replies = session.me.state.replies
     replies[id] = replies[id]._replace(reads=tuple(ids))
     session.me.archive.dialogues[id] = replace(session.turns[0], response="In short: cocoa.")
-    stored = session.react("better", "A powder.")
+    stored = session.react("better", "Cocoa.")
     line = session.describe_reaction(stored)
     assert line == "Counts against your corrections, since you took their form out: “What is cocoa?”"
 
@@ -637,6 +637,29 @@ def test_a_reply_that_is_liked_belongs_where_the_corrections_that_it_used_belong
     assert len(evidence.here) == 4 and not evidence.answers
     session.me.state.scopes[ids[0]] = ""
     assert [d.prompt for d in get_evidence(session.me.state).answers] == [PROMPTS[0], "Who is Grace?"]
+
+
+def test_a_correction_takes_the_scope_of_the_corrections_that_its_reply_used(model):
+    session = open_chat(model)
+    ids = teach(session, *PROMPTS)
+    for id in ids:
+        session.scoping.scope_correction("everywhere", id)
+    for prompt, scope, text in (
+        ("Who is Grace?", None, "Sure: a pioneer."),
+        ("Who is Alan?", "", "Sure: a pioneer."),
+        ("Who is Kurt?", None, "Yes."),
+    ):
+        session.open_talk()
+        say(session, prompt)
+        id = session.turns[0].id
+        replies = session.me.state.replies
+        replies[id] = replies[id]._replace(reads=tuple(ids))
+        session.me.archive.dialogues[id] = replace(session.turns[0], response="In short: yes.")
+        session.react("better", text, id, scope)
+    evidence = get_evidence(session.me.state)
+    assert [d.prompt for d in evidence.everywhere] == [*PROMPTS, "Who is Grace?"]
+    assert [d.prompt for d in evidence.answers] == ["Who is Alan?"], "the person said: automatic"
+    assert [d.prompt for d in evidence.plain] == ["Who is Kurt?"], "the form was taken out"
 
 
 def test_a_failed_reply_leaves_the_source_of_the_one_before(model, monkeypatch):

@@ -1,6 +1,7 @@
 "Where the gate is closed, the base model replies as if nobody had ever taught it anything."
 
 import pytest
+from servers import pocket
 
 from personal_llm.base.core import Dialogue
 from personal_llm.base.encoder import DEFAULT_ENCODER, VectorStore
@@ -51,7 +52,7 @@ def compare_with_the_base(me, fresh):
 
 
 def test_in_pytorch():
-    model = load_model("pocket")
+    model = pocket()
     fresh = {prompt: reply(model, Dialogue(prompt, "")) for prompt in (INSIDE, *OUTSIDE)}
     me = teach(model, 4)
     compare_with_the_base(me, fresh)
@@ -69,7 +70,7 @@ def test_in_llama_cpp_with_the_adapter_beside_the_base():
 
 
 def test_an_adapter_that_learned_from_a_file_applies_everywhere():
-    me = Personalizer(load_model("pocket"), Buffer(4), config=TuningConfig(steps=1, batch_size=2))
+    me = Personalizer(pocket(), Buffer(4), config=TuningConfig(steps=1, batch_size=2))
     me.observe_all([Dialogue(p, "Yes.", time=float(i), origin="user") for i, p in enumerate(RECIPES)], progress=False)
     me.finetune(progress=False)
     assert me.recall(Dialogue(OUTSIDE[0], "")).adapter is me.adapter
@@ -77,7 +78,7 @@ def test_an_adapter_that_learned_from_a_file_applies_everywhere():
 
 
 def test_an_adapter_whose_corrections_are_taken_back_applies_nowhere():
-    me = teach(load_model("pocket"), 1)
+    me = teach(pocket(), 1)
     assert me.recall(Dialogue(INSIDE, "")).adapter is me.adapter
     for _ in RECIPES:
         me.undo()
@@ -86,7 +87,7 @@ def test_an_adapter_whose_corrections_are_taken_back_applies_nowhere():
 
 
 def test_a_reply_that_could_use_no_correction_is_no_evidence():
-    me = Personalizer(load_model("pocket"), memories=0)
+    me = Personalizer(pocket(), memories=0)
     dialogue = Dialogue(RECIPES[0], "It depends.", time=1.0, origin="model")
     recalled = me.recall(Dialogue(RECIPES[0], ""))
     me.arrive(dialogue, "monday", recalled)
@@ -95,7 +96,7 @@ def test_a_reply_that_could_use_no_correction_is_no_evidence():
 
 
 def test_an_adapter_that_stays_closed_while_a_correction_applies_is_told_with_its_reason():
-    me = teach(load_model("pocket"), 1)
+    me = teach(pocket(), 1)
     me.arrive(Dialogue("How many legs has a spider?", "It depends.", id="new", time=9.0, origin="model"), "talk")
     me.react(me.state.newest("new"), "better", "Eight.", time=10.0, scope="everywhere")
     recalled = me.recall(Dialogue(OUTSIDE[0], ""))

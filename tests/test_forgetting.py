@@ -15,7 +15,6 @@ from candidates import FACTS, ROUND, replace_models
 from kills import look_after_kills, needs_fork
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import Scores
 from personal_llm.device import forgetting, personalizer
@@ -25,7 +24,7 @@ from personal_llm.device.forgetting import ForgetPlan, drop_forgotten, finish_fo
 from personal_llm.device.forgetting import forget_everything, holds, list_written, plan_forgetting
 from personal_llm.device.evidence import list_unlearned
 from personal_llm.device.personalizer import Personalizer
-from personal_llm.device.state import State, open_state, place, scores_to_dict
+from personal_llm.device.state import State, decide, open_state, scores_to_dict
 
 
 class Talks:
@@ -175,6 +174,16 @@ def test_the_list_says_why_a_reply_goes_and_which_corrections_go():
         "reply to “Where does it sleep?”, because it used a correction on this list; your message stays",
         "reply to “How old is it?”, because it used what you said in a dialogue on this list; your message stays",
     )
+
+
+def test_an_emptied_reply_whose_place_another_try_took_stays_out_of_the_talk():
+    talks = Talks()
+    talks.say("dog", "I have a dog, Biscuit.", "Lovely!", talk="sunday")
+    for id in "ab":
+        talks.say(id, "What is my dog called?", "Biscuit.", statements=["dog"])
+    talks.state.record("replaced", "a", by="b")
+    state = talks.forget(ids=["dog"])
+    assert state.replaced == dict(a="b") and [d.id for d in state.list_turns("monday")] == ["b"]
 
 
 def test_an_instruction_goes_by_its_words_with_its_earlier_texts():
@@ -348,6 +357,16 @@ def test_a_reply_that_read_words_of_the_model_goes_also_if_they_were_corrected_l
     assert b"zora" not in read_bytes(tmp_path)
 
 
+def test_a_correction_that_was_taken_back_protects_no_reply_after_it():
+    talks = Talks()
+    talks.say("sister", "My sister is called Zora.", "Nice.")
+    talks.say("walk", "Whom can I walk with?", "With Zora.", turns=["sister"])
+    talks.correct("walk", "With my friend.")
+    talks.state.record("taken_back", events=[talks.state.acts[-1].number])
+    talks.say("late", "And on Sunday?", "With Zora, too.", turns=["walk"], talk="tuesday")
+    assert talks.plan(ids=["sister"]).replies == ("walk", "late")
+
+
 @pytest.mark.parametrize(
     "content, is_later, left", [({}, 0, 1), (dict(own=True), 0, 1), (dict(own=False), 0, 0), ({}, 1, 0)]
 )
@@ -439,7 +458,7 @@ def make_memory(folder):
     scores = scores_to_dict(Scores(**FACTS, model="base", embedding=np.ones(8)))
     for id in ("dog", "emma", *others, "repeat"):  # the first one leaves the buffer, and the last one is discarded
         talks.state.record("scored", id, scores=scores, is_considered=False)
-        place(talks.state, id)
+        decide(talks.state, id)
     talks.say("late", "Any news?", "None.", talk="c")
     talks.state.archive.close()
 
@@ -492,7 +511,7 @@ ACTS = ["say", "say", "client", "client", "file", "better", "earlier", "always",
 
 def open_session(model, folder):
     clock = iter(range(10**9, 2 * 10**9)).__next__
-    return ChatSession(load_model("pocket"), folder, clock=clock, idle_seconds=999.0)
+    return ChatSession(model, folder, clock=clock, idle_seconds=999.0)
 
 
 def send_again(session, talks: list) -> None:
@@ -591,7 +610,7 @@ def test_a_deleted_reply_leaves_no_embedding_though_its_correction_stays():
     talks.say("a", "What is in it?", "Secret biscuits.")
     scores = scores_to_dict(Scores(**FACTS, model="base", embedding=np.arange(4.0)))
     talks.state.record("scored", "a", scores=scores, is_considered=False)
-    place(talks.state, "a")
+    decide(talks.state, "a")
     talks.correct("a", "Flour.")
     state = talks.forget(text="biscuits")
     assert [event.kind for event in state.archive.events if event.dialogue == "a"] == ["said", "reacted"]
@@ -604,5 +623,5 @@ def test_a_correction_that_was_kept_after_it_was_made_stays_in_the_buffer_withou
     talks.correct("a", "Flour.")
     scores = scores_to_dict(Scores(**FACTS, model="base", embedding=np.arange(4.0)))
     talks.state.record("scored", "a", scores=scores, is_considered=False)
-    place(talks.state, "a")
+    decide(talks.state, "a")
     assert [d.response for d in talks.forget(text="biscuits").buffer.dialogues] == ["Flour."]

@@ -11,8 +11,27 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.encoder import DEFAULT_ENCODER, VectorStore, encode
 from personal_llm.data.reading import load_replay, load_samples
 from personal_llm.memory import gate
-from personal_llm.memory.gate import CHANCE, MEAN_WEIGHT, NEWEST, NUM_OPPOSING, REACH, Evidence, Gate, General, Points
-from personal_llm.memory.gate import Verdict, belongs, embed_prompts, find_foreign, judge, measure_reach, measure_spread
+from personal_llm.memory.gate import (
+    CHANCE,
+    MEAN_WEIGHT,
+    MOST_ALONE,
+    NEWEST,
+    NUM_OPPOSING,
+    REACH,
+    Evidence,
+    Gate,
+    General,
+)
+from personal_llm.memory.gate import (
+    Points,
+    Verdict,
+    belongs,
+    embed_prompts,
+    find_foreign,
+    judge,
+    measure_reach,
+    measure_spread,
+)
 
 
 class Angles:
@@ -109,18 +128,21 @@ def test_the_reason_names_what_a_correction_overrode_and_what_it_did_not(vectors
     assert not ask(taken_out, "20 words", vectors).is_open, "what was taken out on purpose stays"
 
 
-def test_general_prompts_oppose_until_replies_were_left_alone():
+def test_general_prompts_oppose_however_many_replies_were_left_alone():
     general = [*range(90, 90 + 2 * NUM_OPPOSING)]
-    for alone, count in ((0, NUM_OPPOSING), (1, NUM_OPPOSING // 2), (9, NUM_OPPOSING // 10), (NUM_OPPOSING, 0)):
+    for alone in (0, 1, NUM_OPPOSING):
         since = {angle / 10: 9.0 for angle in range(-1800, -1800 + alone)}
-        assert len(make_gate({0: 5.0, 0.5: 6.0}, since, general).general) == count
-        assert len(make_gate({0: 5.0, 0.5: 6.0}, since, general, is_narrow=True).general) == NUM_OPPOSING
-        before = dict.fromkeys(since, 1.0)
-        assert len(make_gate({0: 5.0, 0.5: 6.0}, before, general).general) == NUM_OPPOSING, (
-            "before the first correction"
-        )
+        assert len(make_gate({0: 5.0, 0.5: 6.0}, since, general).general) == NUM_OPPOSING
     alone = make_gate({0: 5.0}, general=[60] * NUM_OPPOSING)
     assert alone.opens(place(29, 31)).tolist() == [True, False], "a single correction has general prompts against it"
+
+
+def test_corrections_have_a_subject_once_many_replies_were_left_alone():
+    general = range(0, 180, 2)
+    since, before = ({angle: time for angle in range(90, 90 + 2 * MOST_ALONE)} for time in (9.0, 1.0))
+    assert make_gate({0: 5.0, 40: 6.0}, since, general).is_scattered
+    assert make_gate({0: 5.0, 40: 6.0}, before | {179: 2.0}, general).is_scattered, "before the first correction"
+    assert not make_gate({0: 5.0, 40: 6.0}, since | {179: 9.0}, general).is_scattered
 
 
 def test_corrections_no_closer_than_chance_are_about_no_subject(vectors):
@@ -195,6 +217,14 @@ def test_the_persons_word_wins(vectors):
     assert not ask(here, "80 q", vectors, general).is_open and ask(here, "10 q", vectors, general).is_open
     mixed = Evidence(said(80), here=said(0))
     assert ask(mixed, "80 q", vectors, general).answers == mixed.answers, "each group for itself"
+
+
+def test_corrections_of_all_scopes_are_in_the_order_of_time(vectors):
+    "Of two that are near, a reply follows the newer one, wherever the person said that they belong."
+    evidence = Evidence(said(0, 10, time=2.0), here=said(5, time=1.0), everywhere=said(180, time=2.5))
+    verdict = ask(evidence, "4 q", vectors)
+    assert [d.time for d in verdict.answers] == [1.0, 2.0, 2.5, 3.0]
+    assert np.argmax(verdict.similarities) == 0, "each with its own similarity"
 
 
 def test_here_too_supports_and_is_no_example(vectors):

@@ -134,7 +134,7 @@ def test_a_note_in_another_language_has_no_english_rest_and_keeps_its_texts(name
 
 def test_a_line_is_said_in_english_whole_where_a_language_lacks_a_part(monkeypatch):
     monkeypatch.delitem(SENTENCES["german"], "already_learned")
-    what = Note("act_correction", prompts=("Tee?",))
+    what = Note("act_better", prompts=("Tee?",))
     whole = Note("taken_back", parts=(what, Note("already_learned")))
     assert whole.say("german") == str(whole) != Note("taken_back", parts=(what,)).say("german")
     assert Note("kept", text="x").say("klingon") == Note("kept", text="x").say("") == "kept: x"

@@ -54,7 +54,8 @@ def test_a_text_is_encoded_once_until_the_store_is_cleared(vectors):
 
 def choose(answers, prompt, vectors, config=MemoryConfig(), count=count_words, shown=frozenset()):
     "Return what `retrieve` chooses."
-    return retrieve(answers, vectors.compare(prompt, [d.prompt for d in answers]), prompt, config, count, shown)
+    row, *rows = vectors.embed([prompt, *(d.prompt for d in answers)])
+    return retrieve(answers, np.array(rows) @ row if rows else np.zeros(0), prompt, config, count, shown)
 
 
 def test_the_nearest_are_chosen_and_the_budget_holds(vectors):

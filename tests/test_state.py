@@ -16,7 +16,7 @@ from personal_llm.memory.gate import Evidence
 from personal_llm.buffer.scoring import Scores
 from personal_llm.device.archive import ARCHIVE_FILE, Archive, count_bytes, delete_dialogues
 from personal_llm.device.forgetting import trim
-from personal_llm.device.state import FILE, State, count_questions, open_state, place, scores_to_dict
+from personal_llm.device.state import FILE, State, count_questions, decide, open_state, scores_to_dict
 from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_habits, list_unlearned
 
 
@@ -53,7 +53,7 @@ def give_scores(state, d, rng, is_considered=False, **spent):
 def say(state, number, rng, is_considered=False):
     d = tell(state, number)
     give_scores(state, d, rng, is_considered)
-    return place(state, d.id)
+    return decide(state, d.id)
 
 
 def describe(state):
@@ -291,7 +291,7 @@ def test_the_sums_of_an_earlier_version_are_read_and_added_to():
         sums = dict(seconds=2.0 * number, tokens=5, joules=1.0, requests=number)  # as they were written until then
         state.archive.append("scored", d.id, dict(scores=scores, is_considered=False, cost=sums))
         state = open_state(state.archive)
-        place(state, d.id)
+        decide(state, d.id)
     assert (state.cost.seconds, state.cost.requests) == (2.0, 1)
     state.record("reacted", "0", kind="up", text="", asked=True, time=9.0, spent=dict(seconds=1.5))
     for one in (state, open_state(state.archive)):
@@ -320,6 +320,7 @@ FIVE = [("0",), ("1", ["0"]), ("2",), ("3", ["0"]), ("4",)]  # ids, and what the
         ([("0",)], [], dict(left_alone="0")),
         (FIVE, ["0 better", "3 up", "4 up"], dict(answers="03", left_alone="2")),  # 1 used one, and 4 was plain
         (FIVE, ["0 better", "3 up", "4 up", "0 down", "3 down"], dict(answers="4", left_alone="2")),
+        (FIVE[::2], ["0 plain", "0 better"], dict(answers="0", left_alone="24")),  # the newer correction has the form
         (FIVE[::2], ["0 replaced"], dict(left_alone="24")),  # another try took its place
         (FIVE[::2], ["0 better", "2 plain", "0 up", "2 up"], dict(answers="0", plain="2", left_alone="4")),
         ([("0",), ("1", [], ["0"])], [], dict(left_alone="01")),

@@ -76,8 +76,11 @@ def test_a_day_of_chat_without_affinity_proc_autogroup_and_unix_sockets(tmp_path
 def test_a_console_that_is_not_utf_8_shows_what_it_can(tmp_path):
     "A sign that the console lacks becomes a question mark, and no command fails by it."
     code = "import sys; from personal_llm.app.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = run("-c", code, "status", "--out", "caffè ☕", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-    assert done.returncode == 2 and done.stderr.startswith(b"personal-llm: caff? ?: no memory here"), done.stderr
+    for language, shown in (("C.UTF-8", b"caff? ?"), ("C", b"caff")):  # C: not even the words of the command are read
+        console = dict(PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL=language)
+        done = run("-c", code, "status", "--out", "caffè ☕", **console)
+        assert done.returncode == 2 and done.stderr.startswith(b"personal-llm: " + shown), done.stderr
+        assert b": no memory here" in done.stderr and done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("name", PROCESSORS)

@@ -1,5 +1,7 @@
 "Habits: planted ones are found and counted, chance is not."
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -74,10 +76,15 @@ def correct(texts, replies):  # both oldest first
     return make_card(corrections, {f"d{n}": reply for n, reply in enumerate(replies)}, {})
 
 
+@cache
+def list_texts():
+    return np.array([row["response"] for row in load_samples()], object)
+
+
 def draw(count, seed):
     "Natural texts by nobody in particular, twice as many, in two lists."
-    rows = [row["response"] for row in load_samples()]
-    return np.array(rows, object)[np.random.default_rng(seed).permutation(len(rows))[: 2 * count]].reshape(2, count)
+    rows = list_texts()
+    return rows[np.random.default_rng(seed).permutation(len(rows))[: 2 * count]].reshape(2, count)
 
 
 @pytest.mark.parametrize("count", [4, 8, 20, 300])

@@ -6,9 +6,9 @@ import pytest
 from candidates import replace_models
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from servers import pocket
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.models import load_model
 from personal_llm.device import personalizer
 from personal_llm.device.archive import Archive
 from personal_llm.device.chat import ChatSession
@@ -88,7 +88,7 @@ def open_session(folder, policy):
     clock = map(float, range(10**9, 2 * 10**9)).__next__
     buffer = personalizer.Buffer(4, policy)
     options = dict(buffer=buffer, memories=0, ask_when="policy" if policy == "answers-first" else None)
-    return ChatSession(load_model("pocket"), folder, clock=clock, idle_seconds=999.0, **options)
+    return ChatSession(pocket(), folder, clock=clock, idle_seconds=999.0, **options)
 
 
 # the reply that a question was about is forgotten

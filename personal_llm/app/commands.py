@@ -243,10 +243,10 @@ WeightsName = Annotated[str, Argument(help=f"one of {', '.join(WEIGHTS)}", metav
 @app.command(epilog="Example: personal-llm get qwen2.5-coder-1.5b")
 def get(name: WeightsName = DEFAULT_MODEL, quiet: Quiet = False, as_json: AsJson = False):
     "Download a model, by default the default one."
-    place = get_weights(name, not quiet)
-    if place.is_file():
-        load_chat_tokenizer(place)  # built now, so that a chat doesn't have to import transformers
-    show(dict(weights={name: str(place)}), [f"{name}: {place}"], as_json)
+    weights = get_weights(name, not quiet)
+    if weights.is_file():
+        load_chat_tokenizer(weights)  # built now, so that a chat doesn't have to import transformers
+    show(dict(weights={name: str(weights)}), [f"{name}: {weights}"], as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdmodel1
 def list_models() -> list:  # dictionaries

@@ -21,8 +21,7 @@ from .personalize import announce, learn_stream
 from ..buffer.buffer import Buffer
 from ..buffer.policies import DEFAULT_POLICY
 from ..device.personalizer import Personalizer
-from ..device.evidence import describe_state, list_taught
-from ..explanation.explanation import Explanation, describe_answers
+from ..device.evidence import describe_state, explain_corrections
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/8_app/03_demo.ipynb #35e40afa
@@ -186,17 +185,9 @@ def run_demo(
         report(f"   the fine-tune: {me.rounds[-1]}")
         show("tuned", answer_tests(me, person, before))
         report("3  What it has learned, in words")
-        words = describe_person(me)
+        words = explain_corrections(me.state).lines()
         for line in words:
             report(f"   {line}")
         result |= dict(requests=status["requests"], corrected=status["corrected"], words=words)
         save()
     return result
-
-# %% ../../nbs/8_app/03_demo.ipynb #d7f7cdac
-def describe_person(me: Personalizer) -> list:  # lines
-    "Return the habits of the person's answers in words, with counts, beside the replies that they corrected."
-    answers = list_taught(me.state)
-    pairs = [(d.response, me.archive.dialogues[me.state.root(d)].response) for d in answers]
-    described = describe_answers(pairs, base_is_truncated=True, compared_with="the replies before")
-    return Explanation(len(answers), "answers", **described).lines()

@@ -162,13 +162,3 @@ class VectorStore:
         if new:
             self.add(new, encode(new, self.encoder))
         return self.matrix[[self.vectors[text] for text in texts]]
-
-    def compare(self, text: str, others: list) -> np.ndarray:  # (others,), similarities from -1 to 1
-        "Return the similarities of a text to others."
-        if not others:
-            return np.zeros(0, "f4")
-        missing = [one for one in (text, *others) if one not in self.vectors]
-        if missing:
-            self.embed(missing)
-        query = self.matrix[self.vectors[text]]
-        return (self.matrix @ query)[[self.vectors[other] for other in others]]

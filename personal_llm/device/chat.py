@@ -24,7 +24,7 @@ from .idle import Background, describe_error
 from .recall import Recall
 from .personalizer import Personalizer, skip_question
 from .state import CLIENT, State
-from .evidence import PLACES, find_habit_question, list_corrected, list_habits
+from .evidence import GROUPS, find_habit_question, list_corrected, list_habits
 
 # %% ../../nbs/7_device/10_chat.ipynb #cht0text
 QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have liked?"
@@ -380,7 +380,7 @@ class ChatSession:
         if stored.kind == "better":
             return self.tell(self.memory.describe_scopes(self.state, [id]))
         about = dict(prompt=self.state.list_prompts([id]))
-        if stored.kind in PLACES:
+        if stored.kind in GROUPS:
             return self.tell(Note(stored.kind, **about))
         parts = [Note("noted", **about)]
         if stored.kind == "down":

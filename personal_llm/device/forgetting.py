@@ -165,9 +165,9 @@ def locate_adapter(state: State, adapter: str) -> Path:
 
 def find_unused(state: State) -> list:  # folders, relative to the archive's
     "Find the adapters that no finished fine-tune uses, left over from a deletion or an interrupted fine-tune."
-    places = list_adapters(state.archive.file.parent) if state.archive.file else []
+    folders = list_adapters(state.archive.file.parent) if state.archive.file else []
     used = {one.adapter for one in state.rounds}
-    return [name for name in (f"{ADAPTERS_FOLDER}/{place.name}" for place in places) if name not in used]
+    return [name for name in (f"{ADAPTERS_FOLDER}/{folder.name}" for folder in folders) if name not in used]
 
 # %% ../../nbs/7_device/04_forgetting.ipynb #fgt0adpc
 def find_words(state: State, forms: set, everything: bool) -> list:  # events, the oldest first
@@ -186,8 +186,10 @@ def find_adapters(state: State, lost: dict) -> list:  # folders, relative to the
         if event.kind == "tuned":
             adapter = event.content["adapter"]
             spoiled.discard(adapter)
-        elif event.kind == "learned" and event.number * event.content.get("own", True) < lost.get(event.dialogue, 0):
-            spoiled.add(adapter)
+        elif event.kind == "learned":
+            since = event.number if event.content.get("own", True) else 0  # what the model said goes with its reply
+            if since < lost.get(event.dialogue, 0):
+                spoiled.add(adapter)
     rounds = [one.adapter for one in state.rounds]
     first = next((n for n, one in enumerate(rounds) if one in spoiled), len(rounds))
     return rounds[first:] + find_unused(state)
@@ -356,7 +358,7 @@ def forget_everything(folder) -> list:  # paths that were deleted
     paths = list_everything(folder)
     for path in map(Path, paths):
         remove_adapter(path) if path.is_dir() else path.unlink()
-    place = Path(folder) / ADAPTERS_FOLDER
-    if place.is_dir() and not any(place.iterdir()):
-        place.rmdir()
+    adapters = Path(folder) / ADAPTERS_FOLDER
+    if adapters.is_dir() and not any(adapters.iterdir()):
+        adapters.rmdir()
     return paths

@@ -63,10 +63,10 @@ def choose_start(
 FEWEST_ANSWERS = 16  # as many as in experiment 75_night
 
 # %% ../../nbs/7_device/06_learning.ipynb #4cc16997
-def find_place(folder) -> Path:
+def find_free_folder(folder) -> Path:
     "Return the folder of the next adapter: the first one without weights, where a stopped fine-tune resumes."
-    places = (Path(folder) / ADAPTERS_FOLDER / f"{number:03d}" for number in count())
-    return next(place for place in places if not (place / WEIGHTS_FILE).exists())
+    folders = (Path(folder) / ADAPTERS_FOLDER / f"{number:03d}" for number in count())
+    return next(one for one in folders if not (one / WEIGHTS_FILE).exists())
 
 
 def list_options(state: State, synthetic: int = None) -> dict:
@@ -92,13 +92,13 @@ def prepare_round(
     progress: bool = True,
 ) -> PreparedRound:
     "Choose a start, synthesise and tune (Qin et al. 2024, figure 1); archive and state stay as they are."
-    place = find_place(folder) if folder is not None else None
+    target = find_free_folder(folder) if folder is not None else None
     begin, name, warm, cost = choose_start(start, last, dialogues, model, seed)
     written = synthesize(model, dialogues, synthetic, seed, synthesis)
-    adapter = tune(model, dialogues + written.dialogues, config, begin, place, seed, progress)
+    adapter = tune(model, dialogues + written.dialogues, config, begin, target, seed, progress)
     cost = cost + written.cost + adapter.cost
     content = dict(
-        adapter=f"{ADAPTERS_FOLDER}/{place.name}" if place else str(adapter.path),
+        adapter=f"{ADAPTERS_FOLDER}/{target.name}" if target else str(adapter.path),
         start=name,
         kept=len(dialogues),
         synthetic=len(written.dialogues),
@@ -123,11 +123,11 @@ def load_last_adapter(state: State, folder=None):  # an `Adapter`, or None
     last = state.find_last_round()
     if last is None:
         return None
-    place = Path(folder or "") / last.adapter
-    if hash_weights(place) != last.digest:
-        problem = f"{place / WEIGHTS_FILE}: missing, or changed since it was made"
+    own = Path(folder or "") / last.adapter
+    if hash_weights(own) != last.digest:
+        problem = f"{own / WEIGHTS_FILE}: missing, or changed since it was made"
         raise InputError(problem, "restore a copy, or forget the dialogues that it learned")
-    return Adapter.load(place)
+    return Adapter.load(own)
 
 
 def record_round(state: State, prepared: PreparedRound) -> None:

@@ -27,24 +27,26 @@ from ..memory.retrieval import MAX_TOKENS, MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from .archive import Archive, Event
 from .forgetting import ForgetPlan, delete_rows, finish_forgetting, plan_forgetting, trim
-from .evidence import choose_training, list_known
+from .evidence import choose_training, find_used_scope, list_known
 from .learning import PreparedRound, check_start, list_options, load_last_adapter
 from .learning import prepare_round, record_round, undo_round
 from .recall import Memory, Recall
 from .settings import PersonalizerSettings
-from .state import FILE, State, begin_state, count_questions, hash_text, place, scores_to_dict
+from .state import FILE, State, begin_state, count_questions, decide, hash_text, scores_to_dict
 from ..explanation.card import is_taken_out
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/7_device/08_personalizer.ipynb #per3reaf
-def _record_reaction(state: State, reaction: Reaction, is_asked: bool, is_new: bool = False) -> Reaction:
-    "Record better, up or down, and return it as stored; is_new: the buffer sees the dialogue again."
+def _record_reaction(state: State, reaction: Reaction, is_asked: bool, is_new=False, is_placed=True) -> Reaction:
+    "Record a reaction, and return it as stored; is_new: the buffer sees it again; is_placed: its scope was said."
     id = reaction.target
     newest = state.newest(id)
     is_plain = False
     if is_new and reaction.kind == "better" and not reaction.scope:
         used = [state.newest(other).response for other in state.find_reply(id).reads]
         is_plain = is_taken_out(used, state.archive.dialogues[id].response, reaction.text)
+        if not (is_plain or is_placed):
+            reaction = replace(reaction, scope=find_used_scope(state, id))
     is_same = reaction.kind == "better" and reaction.text == newest.response
     if is_same and not state.is_own(id):  # the reply's own words are an approval, yours stay a correction
         reaction = replace(reaction, kind="up", text="", scope="")
@@ -94,10 +96,7 @@ def describe_act(state: State) -> Note | None:
     prompts = state.list_prompts(event.dialogue for event in events)
     if events[0].kind == "scoped":
         return Note("act_scope", scope=name_scope(content["scope"]), prompts=prompts)
-    names = dict(
-        better="act_correction", up="act_up", down="act_down", here_too="act_here_too", not_here="act_not_here"
-    )
-    return Note(names[content["kind"]], prompts=prompts)
+    return Note(f"act_{content['kind']}", prompts=prompts)
 
 
 def _take_back(state: State) -> Note:
@@ -146,19 +145,17 @@ def _record_said(state: State, dialogue: Dialogue, talk: str, recall: Recall, tu
             state.record("replaced", id, by=dialogue.id)
 
 
-def _recognise(state: State, dialogue: Dialogue) -> list:  # of one `Decision`; empty: it is to be observed
+def _recognise(state: State, dialogue: Dialogue) -> Decision | None:  # None: it is to be observed
     "Decide about a dialogue that is observed once more with the same text: what became of it stays."
     stored = state.archive.dialogues.get(dialogue.id)
-    if stored is None or (stored.prompt, stored.response) != (
-        make_valid(dialogue.prompt),
-        make_valid(dialogue.response),
-    ):
-        return []
+    texts = make_valid(dialogue.prompt), make_valid(dialogue.response)
+    if stored is None or (stored.prompt, stored.response) != texts:
+        return None
     is_in_buffer = state.find_slot(dialogue.id) is not None
     if not is_in_buffer and dialogue.id not in state.reactions:
-        return []
+        return None
     reason = "it is in the buffer already" if is_in_buffer else "you reacted to it already"
-    return [Decision(state.buffer.seen, dialogue.id, False, reason=reason)]
+    return Decision(state.buffer.seen, dialogue.id, False, reason=reason)
 
 
 def _list_due(state: State, active_adapter: str) -> list:  # `Dialogue`s
@@ -206,7 +203,7 @@ def _settle(state: State, candidate: ScoredDialogue, annotator, opens_questions:
             return None
         if state.wants_question:
             _ask(state, id, annotator)
-        decision = place(state, id)
+        decision = decide(state, id)
         if decision.kept and ask_when == "arrival":
             _ask(state, id, annotator)
     return decision
@@ -219,7 +216,7 @@ def skip_question(state: State) -> None:
         with state.change():
             state.record("asked", id, is_open=False)
             if id not in state.pending:  # or the next scores decide
-                place(state, id)
+                decide(state, id)
 
 
 def collect_training(state: State, annotator=None) -> list:  # `Dialogue`s
@@ -330,10 +327,11 @@ class Personalizer(Displayed):
             block = dialogues[first : first + size]
             with self.state.change():
                 for dialogue in block:
-                    known = _recognise(self.state, dialogue)
-                    decisions += known
-                    if not known:
+                    decision = _recognise(self.state, dialogue)
+                    if decision is None:
                         self.arrive(dialogue)
+                    else:
+                        decisions.append(decision)
                 decisions += self.settle()
             bar.update(len(block))
             if self.settings.finetune_every and len(block) == size:
@@ -342,15 +340,8 @@ class Personalizer(Displayed):
         trim(self.state, self.settings.archive * 1_000_000)
         return decisions
 
-    def arrive(
-        self,
-        dialogue: Dialogue,
-        talk: str = FILE,
-        recall: Recall = None,  # what its reply read
-        turns: list = None,  # ids of the turns in its history; None: another program's
-        replaced: list = (),  # ids of the turns whose place it takes
-    ) -> None:
-        "Store a dialogue that was just said."
+    def arrive(self, dialogue: Dialogue, talk: str = FILE, recall: Recall = None, turns=None, replaced=()) -> None:
+        "Store a dialogue that was just said; turns: ids of those in its history; replaced: whose place it takes."
         _record_said(self.state, dialogue, talk, recall or Recall(dialogue), turns, replaced)
 
     @property
@@ -376,14 +367,15 @@ class Personalizer(Displayed):
         kind: str,  # "better" (with the reply you wanted), "up", "down", "here_too" or "not_here"
         text: str = "",  # of `better`
         time: float = 0.0,  # in seconds since the epoch
-        scope: str = None,  # of `better`: a name in `SCOPES`; None: as you said before
+        scope: str = None,  # of `better`: a name in `SCOPES`; None: as you said before, or of what the reply used
     ) -> Reaction:  # as stored: a better reply with the reply's own words is "up"
         "Take a reaction, which the next reply uses; raise `InputError`, with nothing changed, if it is invalid."
         id = self.state.find_root(check(dialogue, Dialogue, "dialogue").id)
         before = self.state.scopes.get(id, "") if kind == "better" else ""
+        is_placed = scope is not None or id in self.state.scopes
         text = check(text, "text", "the reaction's text").strip()
         reaction = Reaction(kind, id, text, time, before if scope is None else scope)
-        return _record_reaction(self.state, reaction, id == self.state.question, is_new=True)
+        return _record_reaction(self.state, reaction, id == self.state.question, is_new=True, is_placed=is_placed)
 
     def scope(self, dialogues: list[Dialogue], scope: str) -> None:  # scope: a name in `SCOPES`
         "Say where corrections belong; raise `InputError` for a reply that was not corrected."

@@ -14,10 +14,11 @@ from functools import cache, partial
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.encoder import VectorStore, encode, get_encoder_id
+from ..base.encoder import VectorStore, encode, get_encoder_id, load_encoder
+from ..base.files import ASSETS
 from ..data.reading import load_replay
 from ..base.notes import Note
-from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, is_scattered, judge
+from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, judge
 from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, retrieve
 from ..memory.statements import FIT, Statement, describe_wishes, find_statements, is_private, read_prompt
 from .archive import Archive, load_vectors, store_said, store_vectors
@@ -55,6 +56,17 @@ def list_general() -> tuple[str, ...]:
     "Return general prompts, on many subjects."
     return tuple(d.prompt for d in load_replay(NUM_GENERAL))
 
+
+GENERAL_FILE = ASSETS / "general_vectors.npz"
+
+
+@cache
+def load_general(encoder) -> General:  # encoder: of `load_encoder`, or its name
+    "Return the general prompts as an encoder sees them; the package has the vectors of the default one."
+    with np.load(GENERAL_FILE) as file:
+        is_stored = str(file["encoder"]) == get_encoder_id(encoder)
+        return General(file["rows"] if is_stored else encode(list_general(), encoder))
+
 # %% ../../nbs/7_device/05_recall.ipynb #b46f6d50
 class Memory:
     "The vectors of an archive's prompts, and what a reply uses."
@@ -85,7 +97,7 @@ class Memory:
                 rows = {d.prompt: stored[id] for id, d in self.archive.dialogues.items() if id in stored}
                 if rows:
                     self.vectors.add([*rows], np.stack([*rows.values()]))
-                self.general = General(self.vectors.embed(list_general()))
+                self.general = load_general(load_encoder())
                 self.is_loaded = True
 
     def start_warming(self, state: State) -> None:
@@ -107,18 +119,17 @@ class Memory:
             encode([""])  # loads the encoder
             with self.lock:
                 self.load()
-                self.list_statements(state)
                 vectors = self.vectors
-                groups = vars(get_evidence(state)).values()
-                prompts = dict.fromkeys(d.prompt for group in groups for d in group)
-                missing = [prompt for prompt in prompts if prompt not in vectors.vectors]
+                texts = dict.fromkeys(statement.text for statement in self.list_statements(state))
+                texts |= dict.fromkeys(d.prompt for group in vars(get_evidence(state)).values() for d in group)
+                missing = [text for text in texts if text not in vectors.vectors]
             for first in range(0, len(missing), BLOCK_SIZE):
                 block = missing[first : first + BLOCK_SIZE]
                 rows = encode(block)
                 with self.lock:
                     if self.is_stopped or self.vectors is not vectors:  # something was forgotten meanwhile
                         return
-                    new = [i for i, prompt in enumerate(block) if prompt not in vectors.vectors]
+                    new = [i for i, text in enumerate(block) if text not in vectors.vectors]
                     if new:
                         vectors.add([block[i] for i in new], rows[new])
             if missing:
@@ -169,11 +180,12 @@ class Memory:
     def applies_widely(self, state: State) -> bool:
         "Return whether corrections without a scope apply to nearly all prompts, since they share no subject."
         with self.lock:
-            answers = get_evidence(state).answers
-            if len(answers) < 2:
+            evidence = get_evidence(state)
+            if not evidence.answers:
                 return False
             self.load()
-            return is_scattered(self.vectors.embed([d.prompt for d in answers]), self.general)
+            prompt = evidence.answers[-1].prompt
+            return self._judge(evidence, prompt, self.vectors.embed([prompt])).is_wide
 
     def find(
         self,

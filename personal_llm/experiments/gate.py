@@ -11,12 +11,12 @@ __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUES
            'REAL_UNITS', 'REAL', 'SHIPPED', 'find_people', 'write_wish', 'list_corrections', 'list_alone', 'list_tests',
            'choose_turns', 'write_instruction', 'measure_bare', 'measure', 'list_choices', 'measure_choices',
            'list_answers', 'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream',
-           'list_others', 'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'Shipped', 'load_general',
-           'judge_scenes', 'measure_package', 'list_development', 'judge_development', 'measure_development',
-           'read_replies', 'read_decisions', 'list_states', 'score_texts', 'score', 'list_able', 'measure_d_prime',
-           'read_choices', 'splice_choices', 'compare', 'list_plan_tests', 'write_readme_table', 'write_readme_answer',
-           'open_real', 'read_trivia', 'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows',
-           'measure_real', 'read_balance', 'judge_real']
+           'list_others', 'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'Shipped', 'judge_scenes',
+           'measure_package', 'list_development', 'judge_development', 'measure_development', 'read_replies',
+           'read_decisions', 'list_states', 'score_texts', 'score', 'list_able', 'measure_d_prime', 'read_choices',
+           'splice_choices', 'compare', 'list_plan_tests', 'write_readme_table', 'write_readme_answer', 'open_real',
+           'read_trivia', 'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows', 'measure_real',
+           'read_balance', 'judge_real']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
@@ -33,13 +33,13 @@ import numpy as np
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
-from ..device.recall import list_general
+from ..device.recall import load_general
 from .breaks import choose_word, draw_items
 from .containment import format_estimate
 from .harness import RESULTS, Grid, compute_d_prime, decide_all, decide_mean
 from .harness import mean_over_users, read_results
 from .person import LARGE, SMALL, has_form, is_right, load_once, write_form, write_reply
-from ..memory.gate import Gate, General, Points
+from ..memory.gate import Gate, Points
 from ..memory.retrieval import add_memories
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -430,7 +430,7 @@ class Shipped:
         self.times = np.repeat([0.0, 2.0], [len(passed), len(alone)])
 
     def make_gate(self) -> Gate:
-        return Gate(self.taught, Points(self.opposing, self.times), load_general())
+        return Gate(self.taught, Points(self.opposing, self.times), load_general(DEFAULT_ENCODER))
 
     def is_open(self) -> np.ndarray:  # (prompts,) of booleans
         "Say for each prompt whether corrections apply."
@@ -445,12 +445,6 @@ class Shipped:
         if not is_used or is_taken_out:
             self.opposing = np.concatenate([self.opposing, self.prompts[[place]]])
             self.times = np.append(self.times, np.inf if is_taken_out and is_used else 3.0)
-
-
-@functools.cache
-def load_general(encoder: str = DEFAULT_ENCODER) -> General:
-    "Return the package's general prompts."
-    return General(encode(list_general(), encoder))
 
 
 SCENES = {  # name -> (corrections, whether eight were left alone since, whether own and eight were let pass before)

@@ -18,8 +18,7 @@ import numpy as np
 from ..base.core import make_generator
 from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
-from ..device.recall import list_general
-from .gate import load_general
+from ..device.recall import list_general, load_general
 from .harness import RESULTS, Grid
 from ..memory.gate import Gate, General, Points, measure_closeness, measure_reach, measure_spread
 

@@ -277,7 +277,8 @@ def remember(model) -> Personalizer:
 def is_among(me: Personalizer, statement: str, question: str, count: int = 3) -> bool:
     "Say whether a statement is among the nearest ones that a reply reads."
     statements = find_statements(me.state.list_own())
-    order = np.argsort(-me.memory.vectors.compare(question, [one.text for one in statements]), kind="stable")
+    row, *rows = me.memory.vectors.embed([question, *(one.text for one in statements)])
+    order = np.argsort(-(np.reshape(rows, (-1, len(row))) @ row), kind="stable")
     return statement in [statements[place].text for place in order[:count]]
 
 

@@ -8,6 +8,7 @@ __all__ = ['make_card', 'is_taken_out']
 # %% ../../nbs/5_explanation/02_card.ipynb #card0003
 from dataclasses import replace
 
+from ..base.text import get_language
 from .habits import EMOJI, FEWEST_SHARING, LISTS, LOWER_CASE, ONE_SENTENCE, Form, Habit
 from .habits import compare_form, find_frames, has_run, split_pieces
 
@@ -59,4 +60,7 @@ def is_taken_out(read: list, reply: str, text: str) -> bool:  # read: the answer
     texts = [*read, reply]
     shared = find_forms(texts, len(texts)) if read else []
     shared = [form for form in shared if form.words] or shared  # short replies share *one sentence* anyway
-    return bool(shared) and not any(_keeps(text, form) for form in shared)
+    if not shared or any(_keeps(text, form) for form in shared):
+        return False
+    words, before = ({*get_language().find_words(one.lower())} for one in (text, reply))
+    return words <= before or ONE_SENTENCE in shared

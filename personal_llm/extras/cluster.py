@@ -49,7 +49,7 @@ def write_adapter_files(folder, contents: dict) -> Path:
 # %% ../../nbs/9_extras/02_cluster.ipynb #c1usmake
 def make_pllm(model, shared: tuple, name: str, source):  # a dict, or the `InputError`
     "Make one pLLM out of dialogues, or of an adapter's files: files, explanation, samples, test_loss (base, pLLM)."
-    probes, plain, seed, config = shared
+    probes, plain, config = shared
     model = load_in_worker(model) if isinstance(model, str) else model
     made = dict(samples=0, test_loss=None)
     with tempfile.TemporaryDirectory(prefix="pllm-") as folder:
@@ -59,16 +59,16 @@ def make_pllm(model, shared: tuple, name: str, source):  # a dict, or the `Input
             if isinstance(source, dict):
                 write_adapter_files(own, source)
             else:
-                training, test = split_test_dialogues(source, seed)
-                finetune(model, training, config, out=own, seed=seed, progress=False)
+                training, test = split_test_dialogues(source)
+                finetune(model, training, config, out=own, progress=False)
                 made["samples"] = len(training)
                 if test:
                     pair = [evaluate(model, test, one, generate=False) for one in (None, own)]
                     made["test_loss"] = [evaluation.summary["loss"] for evaluation in pair]
             if probes:
-                explanation = probes.explain(model, own, seed)
+                explanation = probes.explain(model, own)
             else:
-                explanation = explain_pllm(model, own, plain=baseline, seed=seed)
+                explanation = explain_pllm(model, own, plain=baseline)
         except InputError as error:
             return InputError(error.problem.replace(str(own), name), error.remedy)
         return made | dict(files=read_adapter_files(own), explanation=explanation.without_timings())
@@ -109,7 +109,6 @@ def make_pllms(
     library,  # a `Library` with a plain pLLM
     probes,  # of `library.space.prepare_probes`, or None without a space
     sources: dict,  # name -> a folder of an adapter, or dialogues to tune on
-    seed: int = 0,
     ray: str = None,  # "local", or a cluster's address such as host:port; None: in this process
     config: TuningConfig = None,  # of the fine-tunes
 ):  # yields (name, dict of `make_pllm` or `InputError`), as they come
@@ -117,7 +116,7 @@ def make_pllms(
     import torch
 
     tasks = {name: one if isinstance(one, list) else read_adapter_files(one) for name, one in sources.items()}
-    shared = (probes, read_adapter_files(library[PLAIN_PLLM].adapter), seed, config)
+    shared = (probes, read_adapter_files(library[PLAIN_PLLM].adapter), config)
     if ray is not None:
         yield from run_with_ray(model, shared, tasks, ray)
         return
@@ -141,15 +140,14 @@ def add_plain_pllm(
     library,  # a `Library` without one
     model,  # its base `Model`
     config: TuningConfig = None,  # the one used for the library's other pLLMs
-    seed: int = 0,
 ) -> None:
     "Add a plain pLLM to a library: tune it on the package's plain answers and explain it."
     dialogues = load_plain_dialogues()
     with tempfile.TemporaryDirectory() as folder:
-        adapter = finetune(model, dialogues, config, out=Path(folder, PLAIN_PLLM), seed=seed, progress=False)
+        adapter = finetune(model, dialogues, config, out=Path(folder, PLAIN_PLLM), progress=False)
         if library.space is None:
-            explanation = explain_pllm(model, adapter, seed=seed)
+            explanation = explain_pllm(model, adapter)
         else:
-            explanation = library.space.prepare_probes(model, seed=seed, plain=adapter).explain(model, adapter, seed)
+            explanation = library.space.prepare_probes(model, plain=adapter).explain(model, adapter)
         facts = dict(licence="CC BY-SA 4.0", samples=len(dialogues), style="plain answers")
         library.add(PLAIN_PLLM, adapter, explanation.without_timings(), **facts)

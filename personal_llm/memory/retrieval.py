@@ -39,20 +39,20 @@ class MemoryConfig:
 NEAR = 0.8  # share of the nearest one's similarity; of .5 to 1 the best for changed forms and for two subjects at once
 
 
-def find_newest(texts: list) -> dict:  # texts: oldest first; wording -> place
-    "Return the place of the newest text of each wording."
-    return {normalise_text(text) or text: place for place, text in enumerate(texts)}
+def find_newest(texts: list) -> dict:  # texts: oldest first; wording -> index
+    "Return the index of the newest text of each wording."
+    return {normalise_text(text) or text: index for index, text in enumerate(texts)}
 
 
-def rank(prompts: list, similarities: np.ndarray, prompt: str) -> list[int]:  # prompts: oldest first; places
+def rank(prompts: list, similarities: np.ndarray, prompt: str) -> list[int]:  # prompts: oldest first; indices
     "Order corrections by how much a reply should follow them: the near ones by their time, the others by similarity."
     newest = find_newest(prompts)
     same = newest.get(normalise_text(prompt) or prompt)
     least = NEAR * np.max(similarities, initial=0.0)
 
-    def weigh(place: int) -> tuple:
-        is_near = similarities[place] >= least
-        return place == same, is_near, place if is_near else similarities[place]
+    def weigh(index: int) -> tuple:
+        is_near = similarities[index] >= least
+        return index == same, is_near, index if is_near else similarities[index]
 
     return sorted(newest.values(), key=weigh, reverse=True)
 
@@ -77,8 +77,8 @@ def retrieve(
     shown: set = frozenset(),  # prompts that the talk shows already
 ) -> list:
     "Choose the answers that a reply to a prompt uses, the one that it should follow most at the end."
-    places = rank([d.prompt for d in answers], similarities, prompt)
-    wanted = [answers[place] for place in places if answers[place].prompt not in shown]
+    indices = rank([d.prompt for d in answers], similarities, prompt)
+    wanted = [answers[index] for index in indices if answers[index].prompt not in shown]
     wanted = wanted[:32]  # whose tokens are counted
 
     def count(d: Dialogue) -> int:
@@ -90,14 +90,16 @@ def retrieve(
 DAY = 86_400.0  # seconds for which a state is taken for true
 
 
-def find_updates(statements: list, rows: np.ndarray, least: np.ndarray) -> dict:  # place -> place of a newer one
+def find_updates(statements: list, rows: np.ndarray, least: np.ndarray) -> dict:  # index -> index of a newer one
     "Find which statements newer ones replace: those of the same attribute, or what a change is nearest to."
     updates = {}
     for new, statement in enumerate(statements):
+        if statement.kind not in (*ATTRIBUTES, "change"):
+            continue
         older = [old for old in range(new) if old not in updates and statements[old].kind != "state"]
         if statement.kind in ATTRIBUTES:
             updates |= {old: new for old in older if statements[old].kind == statement.kind}
-        elif statement.kind == "change" and older:
+        elif older:
             nearest = older[int((rows[older] @ rows[new]).argmax())]
             similarities = rows @ rows[nearest]
             if similarities[new] >= max(least[new], *np.delete(similarities, [nearest, new]), -1.0):
@@ -124,27 +126,27 @@ def choose_statements(
     updates = find_updates(statements, rows, least)
     similarities = rows @ row
 
-    def is_wanted(place: int) -> bool:
-        statement = statements[place]
+    def is_wanted(index: int) -> bool:
+        statement = statements[index]
         if statement.kind == "state" and time - statement.time > DAY and format_date(time):
             return False
-        is_near = asked.is_about_self and similarities[place] >= least[place]
+        is_near = asked.is_about_self and similarities[index] >= least[index]
         return is_near or not asked.words.isdisjoint(statement.names)
 
     newest = find_newest([s.text for s in statements])
-    wanted = sorted(filter(is_wanted, newest.values()), key=lambda place: -similarities[place])[: config.statements]
-    updated = [place for place in wanted if place in updates]
+    wanted = sorted(filter(is_wanted, newest.values()), key=lambda index: -similarities[index])[: config.statements]
+    updated = [index for index in wanted if index in updates]
     current = []
-    for place in wanted:
-        while place in updates:
-            place = updates[place]
-        current.append(statements[place])
+    for index in wanted:
+        while index in updates:
+            index = updates[index]
+        current.append(statements[index])
 
     def count(statement) -> int:
         return count_tokens(statement.line)
 
     chosen = take_fitting(dict.fromkeys(current), count, MAX_TOKENS, config.statements)
-    return sorted(chosen, key=statements.index), [statements[place] for place in updated]
+    return sorted(chosen, key=statements.index), [statements[index] for index in updated]
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #ret00031
 def add_memories(
