@@ -134,7 +134,8 @@ def test_another_fine_tune_in_the_folder_of_an_undone_one_has_not_learned_its_an
     assert not state.rounds[0].is_taught and not open_state(state.archive).rounds[0].is_taught
 
 
-def test_an_answer_that_another_base_learned_is_not_learned_by_this_one():
+@pytest.mark.parametrize("is_undone", [False, True])
+def test_an_answer_that_another_base_learned_is_not_learned_by_this_one(is_undone):
     state = open_new("answers-first")
     tell(state, 0, id="0")
     state.record("reacted", "0", kind="better", text="Mine.", asked=False, time=1.0)
@@ -145,6 +146,8 @@ def test_an_answer_that_another_base_learned_is_not_learned_by_this_one():
     state.record("tuned", **ROUND | dict(adapter="a1"))
     state.record("learned", "0", is_answer=True)
     assert list_unlearned(state) == []
+    if is_undone:
+        state.record("undone")
     state.record("configured", base="base", model="m", settings={})
     assert list_unlearned(state) == list_unlearned(open_state(state.archive)) == ["0"]
 
