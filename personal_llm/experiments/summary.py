@@ -480,7 +480,8 @@ def correct_family(claims: list) -> tuple:  # (p of each tested cell, the same w
     "Test all cells that have a value of no effect as one family, with each similarity's start and the gate's tests."
     claims = claims + [Claim(f"a start saves steps at {s:.0%}", "", judge_starts(s)) for s in PAPER_SAVED]
     tests = {one.claim: one.found.p for one in claims if one.found.p is not None}
-    tests |= {f"gate: {name}": sign_flip_test(values + margin) for name, (values, margin) in list_plan_tests().items()}
+    for name, (values, margin) in list_plan_tests().items():
+        tests[f"gate: {name}"] = sign_flip_test(values + margin)
     return tests, holm_correction(tests)
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumsent3
