@@ -500,8 +500,8 @@ def write_sentences() -> str:
     sentences = (
         f"**A choice by gradients and losses is far above chance.** `match` finds the right one of 28 pLLMs of the "
         f"default model for {ninety} of 28 users at 90 % similarity, and for {fifty} at 50 %, where the paper's "
-        f"method finds {PAPER_QWEN[0.5]:.0%} with a Qwen2 of that size and {PAPER_ACCURACY[0.5]:.0%} with a Llama of 1 B, "
-        f"on its own data.",
+        f"method finds {PAPER_QWEN[0.5]:.0%} with a Qwen2 of that size and {PAPER_ACCURACY[0.5]:.0%} with a "
+        f"Llama of 1 B, on its own data.",
         f"**The rule of SDSS may find a person's subject.** By the default model's scores the subject's share of the "
         f"buffer is above that of a uniform sample by {uniform.text.split('gain ')[1]}; its p-value of {uniform.p:.2f} "
         f"{'stays' if is_left else 'does not stay'} below .05 when all verdicts are one family.",
