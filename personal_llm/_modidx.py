@@ -1537,8 +1537,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'personal_llm/device/evidence.py'),
                                               'personal_llm.device.evidence.list_learned': ( '7_device/evidence.html#list_learned',
                                                                                              'personal_llm/device/evidence.py'),
-                                              'personal_llm.device.evidence.list_taught': ( '7_device/evidence.html#list_taught',
-                                                                                            'personal_llm/device/evidence.py'),
                                               'personal_llm.device.evidence.list_unlearned': ( '7_device/evidence.html#list_unlearned',
                                                                                                'personal_llm/device/evidence.py')},
             'personal_llm.device.forgetting': { 'personal_llm.device.forgetting.ForgetPlan': ( '7_device/forgetting.html#forgetplan',

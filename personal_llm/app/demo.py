@@ -191,8 +191,6 @@ def run_demo(
         shown.show("before", before)
         shown.show("after", answer_tests(me, person, before))
         report(f"2  {count_nouns(len(stream), 'dialogue')} go by, and a fine-tune follows")
-        if progress:
-            announce(model, stream[0], num_tests // 3, REPLY_TOKENS, len(stream), config)
         learn_stream(me, stream, progress)
         status = describe_state(me.state)
         questions = count_nouns(status["requests"], "question")

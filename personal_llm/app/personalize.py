@@ -165,25 +165,35 @@ def time_step(model, example, config) -> float:  # seconds
     return ends[1] - ends[0]
 
 
-def estimate_minutes(model, example, replies: int, tokens: int, num_read: int = 0, config=None) -> float:
-    "Estimate the minutes of replies, of reading and of a fine-tune on dialogues like this one."
+def estimate_minutes(
+    model,
+    example,  # a `Dialogue` like those that come
+    replies: int,
+    tokens: int,  # of a reply
+    num_read: int = 0,  # dialogues
+    config=None,  # of the fine-tune that follows the reading
+    reply_seconds: float = None,  # of a reply, if that is known
+) -> float:
+    "Estimate the minutes of replies, of reading and of a fine-tune."
 
     def time_call(run) -> float:  # seconds of the faster call; the first one loads what is missing
         return min(timeit.repeat(run, number=1, repeat=2))
 
-    seconds = replies * time_call(lambda: model.reply([example], tokens))
+    if reply_seconds is None:
+        reply_seconds = time_call(lambda: model.reply([example], tokens))
+    seconds = replies * reply_seconds
     if config:
         seconds += num_read * time_call(lambda: model.nll([example] * 4)) / 4
         seconds += config.steps * time_step(model, example, config)
     return seconds / 60
 
 
-def announce(model, example, replies: int, tokens: int, num_read: int = 0, config=None) -> None:
-    "Say on stderr what comes, then how many minutes it takes; config: of the fine-tune that follows the reading."
+def announce(model, example, replies: int, tokens: int, num_read: int = 0, config=None, reply_seconds=None) -> None:
+    "Say on stderr what comes, then how many minutes it takes; the arguments are those of `estimate_minutes`."
     work = [count_nouns(num_read, "dialogue") + " to read", f"{config.steps} steps of a fine-tune"] if config else []
     work.append(count_nouns(replies, "reply"))
     print(f"{', '.join(work)}; timing this machine …", file=sys.stderr, flush=True)
-    minutes = estimate_minutes(model, example, replies, tokens, num_read, config)
+    minutes = estimate_minutes(model, example, replies, tokens, num_read, config, reply_seconds)
     print(f"about {minutes:.1f} minutes", file=sys.stderr, flush=True)
 
 
@@ -258,10 +268,12 @@ def personalize(
         test = [d for d in test if d.id not in known]
         tested = test[-MAX_TESTED:]
         me.buffer.pace(len(new))
+        start_test = time.perf_counter()
+        before = measure(model, tested, None, progress)
+        reply_seconds = (time.perf_counter() - start_test) / max(1, len(tested))
         if progress and new:
             example = sorted(new, key=lambda d: len(d.text))[len(new) * 3 // 4]  # the buffer keeps rather long ones
-            announce(model, example, 2 * len(tested), MEASURED_TOKENS, len(new), me.config)
-        before = measure(model, tested, None, progress)
+            announce(model, example, len(tested), MEASURED_TOKENS, len(new), me.config, reply_seconds)
         learn_stream(me, new, progress)
         after = measure(model, tested, me.adapter, progress)
         result = describe_learning(me.state) | dict(kept=len(me.buffer), adapter=str(me.adapter.path))

@@ -229,16 +229,9 @@ class Memory:
         while private := {d.prompt for d in memories if is_elsewhere and is_private(d.text)}:
             shown |= private
             memories = choose(shown)
-        return Recall(
-            dialogue,
-            tuple(memories),
-            tuple(statements),
-            tuple(updated),
-            adapter=adapter if closed is None else None,
-            verdict=verdict,
-            is_silent=bool(verdict.answers) and not memories,
-            closed=closed,
-        )
+        lists = map(tuple, (memories, statements, updated))
+        adapter = adapter if closed is None else None
+        return Recall(dialogue, *lists, (), adapter, verdict, bool(verdict.answers) and not memories, closed)
 
     def _judge(self, evidence: Evidence, prompt: str, rows: np.ndarray) -> Verdict:  # rows: the prompt's vector first
         if not evidence.taught:
