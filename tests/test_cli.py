@@ -1,7 +1,6 @@
 "The command line: what it refuses, and that every failure is one line."
 
 import errno
-import os
 import subprocess
 import sys
 
@@ -12,7 +11,6 @@ import personal_llm
 from personal_llm.app import cli
 from personal_llm.app.commands import app
 from personal_llm.base.core import InputError
-from personal_llm.base.files import ASSETS
 from typed import fails, found, invoke, snapshot
 
 GROUPS = typer.main.get_command(app).commands
@@ -150,18 +148,6 @@ def test_results_are_on_stdout_as_lines_or_as_one_object(capsys):
 def test_the_package_runs_as_a_module_and_without_words_shows_its_help():
     done = subprocess.run([sys.executable, "-m", "personal_llm"], capture_output=True, text=True)
     assert done.returncode == 0 and "personalize" in done.stdout and "Traceback" not in done.stderr
-
-
-def test_nothing_connects_without_being_asked(capsys, monkeypatch):
-    import socket
-
-    def refuse(*given, **named):
-        raise AssertionError("a connection")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    chats = ASSETS / "samples" / "chats.jsonl"
-    assert invoke(capsys, "explain", "--data", chats, "--model", "pocket", "--quiet")[0] == 0
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 def test_the_program_starts_without_the_extras():

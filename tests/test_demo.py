@@ -5,7 +5,8 @@ import threading
 
 from typed import fails, invoke
 
-from personal_llm.app.demo import DemoPerson, describe_person, load_ahead, run_demo
+from personal_llm.app.demo import DemoPerson, load_ahead, run_demo
+from personal_llm.device.evidence import explain_corrections
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.device.personalizer import Personalizer
@@ -31,7 +32,7 @@ def test_its_folder_has_numbers_and_a_memory_stays_as_it_is(tmp_path, capsys):
     assert all({*part} == {"before", "after", "tuned"} for part in result["containment"].values())
     assert any("subjects nobody touched" in line for line in lines) and any("expect zeros" in line for line in lines)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("about ")]
-    assert len(told) == 2, "before each of the two long stages"
+    assert len(told) == 1, "before the replies; the stages after them have bars"
 
 
 def test_the_words_compare_with_the_replies_that_were_corrected():
@@ -41,10 +42,12 @@ def test_the_words_compare_with_the_replies_that_were_corrected():
         dialogue = Dialogue(prompt, "Take a pot.", time=float(number), origin="model")
         me.arrive(dialogue, f"talk {number}")
         me.react(dialogue, "better", DemoPerson().wishes[prompt], float(number))
-    words = describe_person(me)
+    words = explain_corrections(me.state).lines()
     count = len(DemoPerson().wishes)
     assert f"({count} of {count}; the replies before 0 of {count})" in words[0] and me.model.cost.forward == 0
-    assert describe_person(Personalizer(load_model("pocket"))) == ["no description: 0 own answers, 8 are needed"]
+    assert explain_corrections(Personalizer(load_model("pocket")).state).lines() == [
+        "no description: 0 own answers, 8 are needed"
+    ]
 
 
 def test_weights_that_cannot_be_loaded_ahead_are_no_error_yet():

@@ -11,6 +11,7 @@ from personal_llm import finetune, load_samples, paired_bootstrap, read_dialogue
 from personal_llm import select, synthesize
 from personal_llm.base.display import MAX_ROWS
 
+pytestmark = pytest.mark.later  # a fine-tune, an explanation and a choice of a pLLM, for their tables
 HOSTILE = "<script>alert('x')</script> \x1b[31m"
 
 

@@ -115,6 +115,7 @@ def test_a_newer_correction_overrides_what_was_let_pass_within_its_reach():
     before = make_gate({0: 5.0, 30: 6.0}, earlier)
     assert before.is_overridden.tolist() == [True, False] and before.opens(place(20, 80)).tolist() == [True, False]
     assert not make_gate({0: 5.0, 30: 6.0}, later).is_overridden.any()
+    assert not make_gate({0: 5.0, 30: 6.0}, {20: 6.0}).is_overridden.any(), "in the same second"
     assert not make_gate({0: 0.0, 30: 6.0}, {14: 1.0}).is_overridden.any(), "its nearest correction is the older one"
     assert make_gate({0: 0.0, 30: 6.0}, {16: 1.0}).is_overridden.all()
     assert not make_gate({0: 5.0, 30: 6.0}, {20: 1.0}, [21]).is_overridden.any(), "nearer to general"

@@ -189,6 +189,7 @@ def die_while_converting(file):
     convert_gguf(file)
 
 
+@pytest.mark.later
 @needs_fork
 def test_a_kill_leaves_nothing_that_loads(tmp_path, cache):
     "What a killed process left is removed by the next conversion of the same file."
@@ -206,6 +207,7 @@ def convert_together(file, both, answers):
     answers.append(convert_gguf(file))
 
 
+@pytest.mark.later
 @needs_fork
 def test_two_processes_at_once(tmp_path, cache):
     file = make_gguf(tmp_path / "model.gguf")

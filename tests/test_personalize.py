@@ -41,9 +41,9 @@ def test_the_test_set_never_meets_the_memory(model, tmp_path):
 def test_a_run_says_how_long_it_takes_and_measures_the_newest_few(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("personal_llm.app.personalize.MAX_TESTED", 2)
     result, lines = personalize(CHATS, tmp_path, model, policy="fifo", capacity=8, config=BRIEF)
-    first, second, *rest = capsys.readouterr().err.splitlines()
-    assert first == "54 dialogues to read, 2 steps of a fine-tune, 4 replies; timing this machine …"
-    assert second.startswith("about ") and second.endswith(" minutes")
+    told = capsys.readouterr().err
+    assert "54 dialogues to read, 2 steps of a fine-tune, 2 replies; timing this machine …\nabout " in told
+    rest = told.partition(" minutes\n")[2].splitlines()
     assert "reading:" in str(rest) and "/54 " in str(rest) and "/2 " in str(rest), "bars that count dialogues"
     assert result["held_out"] == 6 and result["tested"] == 2 and "6 held out, 2 measured" in lines[0]
 
@@ -54,6 +54,7 @@ def test_an_estimate_is_the_sum_of_its_parts(model, monkeypatch):
     monkeypatch.setattr(app, "time_step", lambda *given: 3.0)
     assert app.estimate_minutes(model, CHATS[0], 10, 8) == 20 / 60
     assert app.estimate_minutes(model, CHATS[0], 10, 8, 40, TuningConfig(steps=12)) == (20 + 20 + 36) / 60
+    assert app.estimate_minutes(model, CHATS[0], 10, 8, reply_seconds=3.0) == 30 / 60
 
 
 def test_a_timed_step_is_one_of_the_fine_tune(model, monkeypatch):

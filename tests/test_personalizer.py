@@ -1,6 +1,7 @@
 "The five verbs, on the pocket model."
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from kills import look_after_kills, needs_fork
@@ -384,4 +385,6 @@ def test_what_is_observed_once_more_keeps_what_became_of_it(model, tmp_path, is_
     assert [d.kept for d in decisions] == [False, False, True] and decisions[0].reason == "it is in the buffer already"
     (answer,) = get_evidence(again.state).everywhere
     assert answer.response == "In short: no." and again.undo()
+    again.observe(replace(STREAM[1], response="Another reply under the same id."))
+    assert again.archive.dialogues[STREAM[1].id].response.startswith("Another")
     again.close()

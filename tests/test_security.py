@@ -120,6 +120,7 @@ def test_the_code_of_a_checkpoint_does_not_run(tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
+@pytest.mark.later
 def test_a_chat_without_a_folder_leaves_nothing_also_after_a_hang_up(tmp_path):
     places = {name: str(tmp_path) for name in ("TMPDIR", "TEMP", "TMP", "HOME", "XDG_CACHE_HOME", "SQLITE_TMPDIR")}
     environment = os.environ | places | dict(PYTHONPATH=str(ROOT), PERSONAL_LLM_MODEL="pocket")

@@ -634,6 +634,7 @@ def test_other_sites_and_other_names_are_refused_also_with_the_token(served):
         dict(Origin="null"),
         dict(Origin=f"https://127.0.0.1:{served.port}"),
         dict(Origin=f"http://localhost:{served.port}"),
+        dict(Origin=f"http://127.0.0.1:{served.port + 1}"),  # a page of another program on this computer
     ):
         for method, path, body in (("GET", "/", None), ("GET", "/me/known", None), ("POST", "/me/forget", {})):
             status, answer = served.ask(method, path, body, **headers)

@@ -134,7 +134,8 @@ def test_another_fine_tune_in_the_folder_of_an_undone_one_has_not_learned_its_an
     assert not state.rounds[0].is_taught and not open_state(state.archive).rounds[0].is_taught
 
 
-def test_an_answer_that_another_base_learned_is_not_learned_by_this_one():
+@pytest.mark.parametrize("is_undone", [False, True])
+def test_an_answer_that_another_base_learned_is_not_learned_by_this_one(is_undone):
     state = open_new("answers-first")
     tell(state, 0, id="0")
     state.record("reacted", "0", kind="better", text="Mine.", asked=False, time=1.0)
@@ -145,6 +146,8 @@ def test_an_answer_that_another_base_learned_is_not_learned_by_this_one():
     state.record("tuned", **ROUND | dict(adapter="a1"))
     state.record("learned", "0", is_answer=True)
     assert list_unlearned(state) == []
+    if is_undone:
+        state.record("undone")
     state.record("configured", base="base", model="m", settings={})
     assert list_unlearned(state) == list_unlearned(open_state(state.archive)) == ["0"]
 
@@ -342,6 +345,13 @@ def test_only_acts_and_plain_replies_left_alone_are_evidence(said, reactions, ex
     for one in (state, open_state(state.archive)):
         groups = vars(get_evidence(one)).items()
         assert {name: "".join(map(one.root, group)) for name, group in groups if group} == expected
+
+
+def test_a_text_of_the_persons_own_is_no_reply_that_was_left_alone():
+    state = open_new("fifo")
+    state.archive.add(Dialogue("Question?", "Mine.", id="0", origin="user"), "monday")
+    state.record("said", "0", reads=[], statements=[])
+    assert get_evidence(state) == Evidence()
 
 
 def test_a_correction_back_to_a_plain_reply_does_not_count_on_the_card():

@@ -405,6 +405,7 @@ serve(model, sys.argv[2], "127.0.0.1", 0, as_json=True)
 """
 
 
+@pytest.mark.later
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for another process")
 def test_ctrl_c_ends_a_server_whose_writer_hangs(server, tmp_path):
     server.scripts.append(hang)

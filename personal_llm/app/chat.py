@@ -23,9 +23,9 @@ from ..base.replies import LlamaCpp, Thought, find_engine
 from ..base.text import escape_controls
 from ..memory.feedback import SCOPES, name_scope
 from ..device.chat import QUESTION_TEXT, ChatSession, count_lost
-from ..device.evidence import describe_state, list_examples, list_habits
+from ..device.evidence import describe_state, explain_corrections, list_examples, list_habits
 from ..explanation.card import NUM_NEWEST
-from ..explanation.explanation import explain
+from ..explanation.explanation import MIN_EXPLAINED_DIALOGUES, explain
 
 # %% ../../nbs/8_app/04_chat.ipynb #c38c532f
 def print_note(text: str) -> None:
@@ -147,9 +147,11 @@ def confirm(question: str) -> bool:
 def describe_style(session) -> list:  # lines
     "List the habits of the card with their numbers, and the style of the newest answers in words."
     lines = [f"{number}. {row}" for number, row in enumerate(list_habits(session.state), 1)]
-    dialogues = list_examples(session.state)[-NUM_NEWEST:]
+    found = explain_corrections(session.state)
     try:
-        lines += explain(session.model.clone(), dialogues).lines()
+        if found.num_answers < MIN_EXPLAINED_DIALOGUES:  # then the base replies to the same prompts
+            found = explain(session.model.clone(), list_examples(session.state)[-NUM_NEWEST:])
+        lines += found.lines()
     except InputError:
         if not lines:  # too few answers to count
             raise

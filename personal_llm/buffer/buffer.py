@@ -134,6 +134,10 @@ class Buffer(Displayed):
         random = trial.random.bit_generator.state
         return decision, None if random == self.random.bit_generator.state else random
 
+    def pace(self, length: int) -> None:  # dialogues to come
+        "Spread the policy's questions over the next dialogues."
+        self.policy.pace(length, self.seen)
+
     def wants_question(self, candidate: ScoredDialogue, questions_left: int) -> bool:
         "Check whether the policy wants to ask about a candidate; if it fails, it asks nothing, and says so once."
         try:

@@ -8,6 +8,7 @@ __all__ = ['ARCHIVE_FILE', 'APPLICATION_ID', 'VERSION', 'UNFINISHED', 'SCHEMA', 
            'open_archive']
 
 # %% ../../nbs/7_device/01_archive.ipynb #f459167a
+import gc
 import json
 import os
 import sqlite3
@@ -147,6 +148,18 @@ def restore_history(items: list, rows: dict) -> list:  # (role, text) pairs; row
             turns += [("user", prompt), ("assistant", response)]
     return turns
 
+# %% ../../nbs/7_device/01_archive.ipynb #pause001
+@contextmanager
+def pause_collection():
+    "Don't look for garbage while many objects are made that all stay; it takes half of the time."
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()
+
 # %% ../../nbs/7_device/01_archive.ipynb #1b2b6ece
 class Archive:
     "One person's dialogues, and the events that happened to them, in a single SQLite file."
@@ -162,6 +175,7 @@ class Archive:
     def __repr__(self):
         return f"Archive({len(self.dialogues)} dialogues, {len(self.events)} events)"
 
+    @pause_collection()
     def load(self) -> None:
         "Read dialogues and events from the file."
         self.dialogues = {}  # id -> `Dialogue`, as it was said
@@ -181,7 +195,8 @@ class Archive:
                 self._note(Dialogue(prompt, response, history, id=id, time=time, **fields), talk, items)
             query = "SELECT number, kind, dialogue, content FROM events ORDER BY number"
             events = self.connection.execute(query).fetchall()
-            self.events = [Event(number, kind, id or "", json.loads(text)) for number, kind, id, text in events]
+            contents = json.loads(f"[{','.join(text for *_, text in events)}]")
+            self.events = [Event(*event[:2], event[2] or "", row) for event, row in zip(events, contents, strict=True)]
 
     def _note(self, dialogue: Dialogue, talk: str, items: list) -> None:
         self.dialogues[dialogue.id] = dialogue

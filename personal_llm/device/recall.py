@@ -15,6 +15,7 @@ import numpy as np
 
 from ..base.core import Dialogue
 from ..base.encoder import VectorStore, encode, get_encoder_id, load_encoder
+from ..base.files import ASSETS
 from ..data.reading import load_replay
 from ..base.notes import Note
 from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, judge
@@ -56,10 +57,15 @@ def list_general() -> tuple[str, ...]:
     return tuple(d.prompt for d in load_replay(NUM_GENERAL))
 
 
+GENERAL_FILE = ASSETS / "general_vectors.npz"
+
+
 @cache
 def load_general(encoder) -> General:  # encoder: of `load_encoder`, or its name
-    "Return the general prompts as an encoder sees them, embedded once."
-    return General(encode(list_general(), encoder))
+    "Return the general prompts as an encoder sees them; the package has the vectors of the default one."
+    with np.load(GENERAL_FILE) as file:
+        is_stored = str(file["encoder"]) == get_encoder_id(encoder)
+        return General(file["rows"] if is_stored else encode(list_general(), encoder))
 
 # %% ../../nbs/7_device/05_recall.ipynb #b46f6d50
 class Memory:
@@ -113,18 +119,17 @@ class Memory:
             encode([""])  # loads the encoder
             with self.lock:
                 self.load()
-                self.list_statements(state)
                 vectors = self.vectors
-                groups = vars(get_evidence(state)).values()
-                prompts = dict.fromkeys(d.prompt for group in groups for d in group)
-                missing = [prompt for prompt in prompts if prompt not in vectors.vectors]
+                texts = dict.fromkeys(statement.text for statement in self.list_statements(state))
+                texts |= dict.fromkeys(d.prompt for group in vars(get_evidence(state)).values() for d in group)
+                missing = [text for text in texts if text not in vectors.vectors]
             for first in range(0, len(missing), BLOCK_SIZE):
                 block = missing[first : first + BLOCK_SIZE]
                 rows = encode(block)
                 with self.lock:
                     if self.is_stopped or self.vectors is not vectors:  # something was forgotten meanwhile
                         return
-                    new = [i for i, prompt in enumerate(block) if prompt not in vectors.vectors]
+                    new = [i for i, text in enumerate(block) if text not in vectors.vectors]
                     if new:
                         vectors.add([block[i] for i in new], rows[new])
             if missing:
@@ -224,16 +229,9 @@ class Memory:
         while private := {d.prompt for d in memories if is_elsewhere and is_private(d.text)}:
             shown |= private
             memories = choose(shown)
-        return Recall(
-            dialogue,
-            tuple(memories),
-            tuple(statements),
-            tuple(updated),
-            adapter=adapter if closed is None else None,
-            verdict=verdict,
-            is_silent=bool(verdict.answers) and not memories,
-            closed=closed,
-        )
+        lists = map(tuple, (memories, statements, updated))
+        adapter = adapter if closed is None else None
+        return Recall(dialogue, *lists, (), adapter, verdict, bool(verdict.answers) and not memories, closed)
 
     def _judge(self, evidence: Evidence, prompt: str, rows: np.ndarray) -> Verdict:  # rows: the prompt's vector first
         if not evidence.taught:

@@ -22,7 +22,7 @@ from ..base.text import count_nouns, format_date
 from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..memory.feedback import Reaction
 from ..buffer.scoring import ScoredDialogue, Scores
-from .archive import Archive, Event, report_damage, restore_history
+from .archive import Archive, Event, pause_collection, report_damage, restore_history
 
 # %% ../../nbs/7_device/02_state.ipynb #180b5fec
 def scores_to_dict(scores: Scores) -> dict:  # plain JSON values
@@ -104,6 +104,7 @@ def find_taken_back(events: list[Event]) -> set[int]:
 class State:
     "How things stand after all events of an archive; change it by `record` only."
 
+    @pause_collection()
     def __init__(self, archive: Archive, buffer: Buffer):  # buffer: an empty one
         self.archive = archive
         self.buffer = buffer
@@ -180,7 +181,8 @@ class State:
             self.acts += [event] * (event.kind in ACTS)
         elif content.get("asked"):  # the person was asked all the same
             _count_question(self, event.dialogue)
-        self.cost = self.cost + Cost.from_dict(spent) if total is None else Cost.from_dict(total)
+        if spent or total is not None:
+            self.cost = self.cost + Cost.from_dict(spent) if total is None else Cost.from_dict(total)
 
     def newest(self, id: str) -> Dialogue:
         "Return the newest version of a stored dialogue."

@@ -94,10 +94,12 @@ def find_updates(statements: list, rows: np.ndarray, least: np.ndarray) -> dict:
     "Find which statements newer ones replace: those of the same attribute, or what a change is nearest to."
     updates = {}
     for new, statement in enumerate(statements):
+        if statement.kind not in (*ATTRIBUTES, "change"):
+            continue
         older = [old for old in range(new) if old not in updates and statements[old].kind != "state"]
         if statement.kind in ATTRIBUTES:
             updates |= {old: new for old in older if statements[old].kind == statement.kind}
-        elif statement.kind == "change" and older:
+        elif older:
             nearest = older[int((rows[older] @ rows[new]).argmax())]
             similarities = rows @ rows[nearest]
             if similarities[new] >= max(least[new], *np.delete(similarities, [nearest, new]), -1.0):
