@@ -639,8 +639,8 @@ def test_a_reply_that_is_liked_belongs_where_the_corrections_that_it_used_belong
     session.react("up")
     evidence = get_evidence(session.me.state)
     assert len(evidence.here) == 4 and not evidence.answers
-    session.me.state.scopes[ids[0]] = ""
-    assert [d.prompt for d in get_evidence(session.me.state).answers] == [PROMPTS[0], "Who is Grace?"]
+    session.me.state.scopes[ids[0]] = "everywhere"
+    assert [d.prompt for d in get_evidence(session.me.state).answers] == ["Who is Grace?"], "of two places, none"
 
 
 def test_a_correction_takes_the_scope_of_the_corrections_that_its_reply_used(model):
