@@ -810,6 +810,7 @@ def test_half_requests_of_strangers_make_room_for_the_owner(served, monkeypatch,
     for _ in range(45):
         strangers.append(socket.create_connection(("127.0.0.1", served.port), 20))
         strangers[-1].sendall(beginning)
+        time.sleep(0.02)  # the server reads it
     assert [served.ask("GET", "/me/status")[0] for _ in range(20)] == [200] * 20
     assert len(served.server.server_state.connections) <= 31
     for connection in strangers:
