@@ -197,4 +197,4 @@ def list_known(state: State) -> list:  # rows
         "habit": list_habits(state),
         "fine-tune": state.rounds,
     }
-    return [dict(what=name, value=str(one)) for name, values in known.items() for one in values]
+    return [dict(what=name, value=str(value)) for name, values in known.items() for value in values]
