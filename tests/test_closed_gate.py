@@ -1,5 +1,7 @@
 "Where the gate is closed, the base model replies as if nobody had ever taught it anything."
 
+from types import SimpleNamespace
+
 import pytest
 from servers import pocket
 
@@ -86,12 +88,17 @@ def test_an_adapter_whose_corrections_are_taken_back_applies_nowhere():
     me.close()
 
 
-def test_a_reply_that_could_use_no_correction_is_no_evidence():
-    me = Personalizer(pocket(), memories=0)
-    dialogue = Dialogue(RECIPES[0], "It depends.", time=1.0, origin="model")
+@pytest.mark.parametrize("memories", [0, 3])
+def test_a_reply_that_could_use_no_correction_is_no_evidence(memories, monkeypatch):
+    "Since it uses none at all, or since another computer writes and what was taught is private."
+    me = Personalizer(pocket(), memories=memories)
+    private = Dialogue("I have diabetes. What should I eat?", "It depends.", time=1.0, origin="model")
+    me.arrive(private, "monday")
+    me.react(private, "better", "In short: vegetables.", scope="everywhere")
+    monkeypatch.setattr(me.model, "engine", SimpleNamespace(is_here=memories == 0))
     recalled = me.recall(Dialogue(RECIPES[0], ""))
-    me.arrive(dialogue, "monday", recalled)
-    assert get_evidence(me.state).left_alone == ()
+    me.arrive(Dialogue(RECIPES[0], "It depends.", time=2.0, origin="model"), "tuesday", recalled)
+    assert recalled.memories == () and get_evidence(me.state).left_alone == ()
     me.close()
 
 

@@ -1,6 +1,7 @@
 "The five verbs, on the pocket model."
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from kills import look_after_kills, needs_fork
@@ -164,7 +165,7 @@ def test_a_fine_tune_learns_saves_and_can_be_undone(model, tmp_path):
     assert (tmp_path / "adapters" / "000" / "adapter_config.json").is_file()
     assert me.rounds[0].kept == len(me.rounds[0].learned) > 0
     second = me.finetune(progress=False)
-    assert second.path != first.path and me.rounds[1].start == "last"
+    assert second.path != first.path and me.rounds[1].start == "last" and second.seed == first.seed + 1
     me.settle()
     assert {entry.scores.model for entry in me.buffer.entries} != {model.base}, "scored with the adapter"
     me.undo_finetune()
@@ -231,6 +232,15 @@ def test_an_adapter_that_was_changed_is_not_loaded(model, tmp_path, name, line):
 # forget
 
 
+def test_an_adapter_that_learned_what_is_forgotten_is_no_longer_in_use(model, tmp_path):
+    me = make(model, tmp_path)
+    me.observe_all(STREAM[:4], progress=False)
+    me.react(STREAM[2], "better", "In short: Biscuit.")
+    me.finetune(progress=False)
+    assert me.forget(text="biscuit").adapters == ("adapters/000",) and me.adapter is None
+    me.close()
+
+
 # what it costs
 
 
@@ -254,6 +264,14 @@ def test_the_cost_of_a_reply_is_stored_with_its_turn_and_a_failed_change_loses_n
 
 
 # the folder
+
+
+def test_a_folder_in_use_is_refused(model, tmp_path):
+    me = make(model, tmp_path)
+    with pytest.raises(InputError, match="at work in this folder.*me.close()"):
+        Personalizer(model, folder=tmp_path)
+    me.close()
+    Personalizer(model, folder=tmp_path).close()
 
 
 def test_a_new_memory_takes_no_buffer_with_entries(model):
@@ -384,4 +402,6 @@ def test_what_is_observed_once_more_keeps_what_became_of_it(model, tmp_path, is_
     assert [d.kept for d in decisions] == [False, False, True] and decisions[0].reason == "it is in the buffer already"
     (answer,) = get_evidence(again.state).everywhere
     assert answer.response == "In short: no." and again.undo()
+    again.observe(replace(STREAM[1], response="Another reply under the same id."))
+    assert again.archive.dialogues[STREAM[1].id].response.startswith("Another")
     again.close()

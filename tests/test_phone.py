@@ -1,6 +1,5 @@
 "The phone's bundle holds all that an app needs, and its program computes PyTorch's steps."
 
-import json
 from importlib.util import find_spec
 
 import numpy as np
@@ -9,11 +8,8 @@ import torch
 from tiny import tiny
 
 from personal_llm.app.cli import main
-from personal_llm.base import files
-from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
-from personal_llm.base.core import Dialogue, InputError
-from personal_llm.extras.phone import encode_records, export_bundle, read_adapter_vector
-from personal_llm.extras.phone import write_bundle
+from personal_llm.base.core import Dialogue
+from personal_llm.extras.phone import export_bundle, read_adapter_vector
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import trainable_adapter
 
@@ -21,36 +17,6 @@ INSTALL = 'pip install "personal_llm[phone]"'
 needs_extra = pytest.mark.skipif(find_spec("executorch") is None, reason=f"needs ExecuTorch: {INSTALL}")
 CONFIG = TuningConfig(batch_size=2, steps=12, learning_rate=1e-2, rank=2, max_length=64)
 TALK = [Dialogue(f"What is {i} and {i}?", f"It is {2 * i}, dear.") for i in range(6)]
-SAMPLES = [dict(input_ids=[i, 6, 7], labels=[-100, 6, 7]) for i in (1, 2)]
-SAMPLES += [dict(input_ids=[3, 6, 7, 8, 9], labels=[-100, 6, 7, 8, 9])]
-
-
-@pytest.fixture
-def start(tmp_path):
-    "An adapter of eight numbers."
-    from safetensors.numpy import save_file
-
-    folder = tmp_path / "lora"
-    folder.mkdir()
-    tensors = {f"base_model.model.q.lora_{x}.weight": np.full((2, 2), i, "f4") for i, x in enumerate("AB")}
-    save_file(tensors, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(dict(peft_type="LORA", r=2, lora_alpha=2, target_modules=["q"])))
-    return folder
-
-
-def pack(start, out) -> dict:
-    card = dict(base="b" * 16, parents=["x"], seed=0)
-    return write_bundle(out, b"code", encode_records(SAMPLES, 0), start, CONFIG, card)
-
-
-def test_a_full_disk_leaves_no_manifest(start, tmp_path, monkeypatch):
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(InputError, match="No space left"):
-        pack(start, tmp_path / "new")
-    assert not (tmp_path / "new" / "manifest.json").exists()
 
 
 def test_without_the_extra_there_is_one_line(tmp_path, monkeypatch, capsys):

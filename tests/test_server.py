@@ -321,7 +321,8 @@ def test_a_reply_that_came_later_in_the_talk_may_stay_and_one_that_was_forgotten
     ask = served.ask
     talk = complete(served, "I have a dog, Biscuit.", talk="")["me"]["talk"]
     ids = [complete(served, text, talk=talk)["me"]["id"] for text in ("What is tea?", "Tell me a joke.")]
-    ask("POST", "/me/react", dict(id=ids[1], kind="up"))
+    for id, kind in zip(ids, ("down", "up")):
+        ask("POST", "/me/react", dict(id=id, kind=kind))
     wanted = dict(ids=[served.session.turns[0].id])
     rows = ask("POST", "/me/forget", wanted | dict(dry=True))[1]["rows"]
     assert [(row["id"], row["can_stay"], row["is_liked"]) for row in rows] == [(ids[0], 1, 0), (ids[1], 1, 1)]
@@ -417,12 +418,15 @@ def test_what_the_dialog_lists_is_what_goes(served, seed):
 def test_a_name_of_a_talk_is_found_kept_and_forgotten(served):
     talk = complete(served, "My knee hurts.", talk="")["me"]["talk"]
     complete(served, "What is tea?", talk="")
+    complete(served, "And my toe?", talk=talk)
+    titles = [row["title"] for row in served.ask("GET", "/me/talks")[1]["talks"]]
+    assert titles == ["My knee hurts.", "What is tea?"], "the one with the newest turn first"
     assert served.ask("POST", "/me/name", dict(talk=talk, text=SECRET)) == (200, {})
     for words in ("zanzi", "KNEE"):
         assert [row["title"] for row in served.ask("GET", f"/me/talks?words={words}")[1]["talks"]] == [SECRET]
     forgotten = served.ask("POST", "/me/forget", dict(text=SECRET))[1]
     assert len(forgotten["dialogues"]) == 1 and f"in the chat named “{SECRET}”" in forgotten["lines"][0]
-    assert [row["title"] for row in served.ask("GET", "/me/talks")[1]["talks"]] == ["What is tea?"]
+    assert [row["title"] for row in served.ask("GET", "/me/talks")[1]["talks"]] == ["And my toe?", "What is tea?"]
 
 
 def test_a_halted_reply_is_stored_as_far_as_it_came(served, monkeypatch):
@@ -634,6 +638,7 @@ def test_other_sites_and_other_names_are_refused_also_with_the_token(served):
         dict(Origin="null"),
         dict(Origin=f"https://127.0.0.1:{served.port}"),
         dict(Origin=f"http://localhost:{served.port}"),
+        dict(Origin=f"http://127.0.0.1:{served.port + 1}"),  # a page of another program on this computer
     ):
         for method, path, body in (("GET", "/", None), ("GET", "/me/known", None), ("POST", "/me/forget", {})):
             status, answer = served.ask(method, path, body, **headers)

@@ -347,6 +347,13 @@ def test_only_acts_and_plain_replies_left_alone_are_evidence(said, reactions, ex
         assert {name: "".join(map(one.root, group)) for name, group in groups if group} == expected
 
 
+def test_a_text_of_the_persons_own_is_no_reply_that_was_left_alone():
+    state = open_new("fifo")
+    state.archive.add(Dialogue("Question?", "Mine.", id="0", origin="user"), "monday")
+    state.record("said", "0", reads=[], statements=[])
+    assert get_evidence(state) == Evidence()
+
+
 def test_a_correction_back_to_a_plain_reply_does_not_count_on_the_card():
     state = open_new("fifo")
     for number in range(4):

@@ -32,7 +32,8 @@ for (const name of readdirSync(FOLDER).filter((name) => name.endsWith(".dot"))) 
     .replace(/<title>[^]*?<\/title>\n?/g, "")
     .replace(/ id="[^"]*" class="[^"]*"/g, "")
     .replace(/(\d)pt"/g, '$1"') // a font of 13 pixels
-    .replaceAll('"Helvetica"', '"Helvetica,Arial,sans-serif"') // Graphviz knows the widths of one name
+    .replaceAll('"Helvetica,sans-Serif"', '"Helvetica,Arial,sans-serif"') // Graphviz knows the widths of one name
+    .replaceAll('font-size="13.00"', 'font-size="12.00"') // boxes drawn for 13 have room for a wider font
     .replace(/ xmlns:xlink="[^"]*"/, ' role="img"')
     .replace(/>/, `>\n<title>${title}</title>`);
   writeFileSync(`${FOLDER}/${name.replace(".dot", ".svg")}`, svg);

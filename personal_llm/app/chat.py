@@ -168,7 +168,8 @@ def explain_stored(session) -> list[Note]:
     examples = [state.newest(other) for other in reply.reads if other in state.archive.dialogues]
     said = {*reply.statements}
     notes = [Note("example", prompt=d.prompt, reply=d.response) for d in examples]
-    notes += [Note("you_said", text=one.text) for one in session.memory.list_statements(state) if one.id in said]
+    statements = [statement for statement in session.memory.list_statements(state) if statement.id in said]
+    notes += [Note("you_said", text=statement.text) for statement in statements]
     first = Note("stored_reply", prompt=state.list_prompts([id]))
     return [first, *(notes or [Note("read_nothing")]), Note("by_adapter" if reply.is_tuned else "by_base")]
 

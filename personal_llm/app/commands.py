@@ -125,15 +125,8 @@ def add_options(argument: str, settings: type, *names: str, **defaults):  # a de
     return decorate
 
 
-TUNING = (
-    "steps",
-    "layers",
-    "learning_rate",
-    "batch_size",
-    "rank",
-    "dropout",
-    "max_length",
-)  # wherever a fine-tune starts
+# wherever a fine-tune starts
+TUNING = ("steps", "layers", "learning_rate", "batch_size", "rank", "dropout", "max_length")
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdshow01
 def select_given(**options) -> dict:

@@ -154,10 +154,8 @@ def read_value(text: str):
         return text.strip()
 
 
-def get_policy(
-    policy,
-) -> Policy:  # a name in `POLICIES`, also with arguments (`mine:share=0.3,by=loss`), or an instance
-    "Get a policy by its name; an instance is returned unchanged."
+def get_policy(policy) -> Policy:
+    "Get a policy by its name, also with arguments (`mine:share=0.3,by=loss`); an instance is returned unchanged."
     if isinstance(policy, Policy):
         return policy
     load_policies()

@@ -134,7 +134,7 @@ def describe_parts(model, recalled: Recall) -> list[Note]:
     dialogue = recalled.dialogue
     num_read = len(recalled.memories) - count_lost(model, recalled)
     is_bare = 0 < model.left_out.get(dialogue.id, 0) == len(dialogue.history)  # without the system prompt, too
-    instructions = [one for one in recalled.instructions if not is_bare or one.text in dialogue.prompt]
+    instructions = [said for said in recalled.instructions if not is_bare or said.text in dialogue.prompt]
     times = [] if is_bare else [statement.time for statement in recalled.statements]
     days = tuple(dict.fromkeys(map(note_date, filter(format_date, times))))  # places in a stream have no date
     parts = [Note("of_answers", count=num_read)] * (num_read > 0)

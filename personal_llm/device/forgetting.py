@@ -166,7 +166,7 @@ def locate_adapter(state: State, adapter: str) -> Path:
 def find_unused(state: State) -> list:  # folders, relative to the archive's
     "Find the adapters that no finished fine-tune uses, left over from a deletion or an interrupted fine-tune."
     folders = list_adapters(state.archive.file.parent) if state.archive.file else []
-    used = {one.adapter for one in state.rounds}
+    used = {round.adapter for round in state.rounds}
     return [name for name in (f"{ADAPTERS_FOLDER}/{folder.name}" for folder in folders) if name not in used]
 
 # %% ../../nbs/7_device/04_forgetting.ipynb #fgt0adpc
@@ -190,9 +190,9 @@ def find_adapters(state: State, lost: dict) -> list:  # folders, relative to the
             since = event.number if event.content.get("own", True) else 0  # what the model said goes with its reply
             if since < lost.get(event.dialogue, 0):
                 spoiled.add(adapter)
-    rounds = [one.adapter for one in state.rounds]
-    first = next((n for n, one in enumerate(rounds) if one in spoiled), len(rounds))
-    return rounds[first:] + find_unused(state)
+    adapters = [round.adapter for round in state.rounds]
+    first = next((index for index, adapter in enumerate(adapters) if adapter in spoiled), len(adapters))
+    return adapters[first:] + find_unused(state)
 
 # %% ../../nbs/7_device/04_forgetting.ipynb #c519a916
 def begin(text: str) -> str:

@@ -66,7 +66,7 @@ FEWEST_ANSWERS = 16  # as many as in experiment 75_night
 def find_free_folder(folder) -> Path:
     "Return the folder of the next adapter: the first one without weights, where a stopped fine-tune resumes."
     folders = (Path(folder) / ADAPTERS_FOLDER / f"{number:03d}" for number in count())
-    return next(one for one in folders if not (one / WEIGHTS_FILE).exists())
+    return next(path for path in folders if not (path / WEIGHTS_FILE).exists())
 
 
 def list_options(state: State, synthetic: int = None) -> dict:

@@ -64,7 +64,7 @@ def _instruct(state: State, count_tokens, text: str, number: int, time: float) -
         raise InputError(f"no standing instruction has the number {number}", numbers)
     if not number and not text:
         raise InputError("a standing instruction without text", "say how replies should be")
-    texts = [one.text for one in known.values() if one.number != number] + [text]
+    texts = [said.text for said in known.values() if said.number != number] + [text]
     count = sum(map(count_tokens, texts))
     if text and count > MAX_TOKENS:
         problem = f"your standing instructions would have {count} tokens; the limit is {MAX_TOKENS}"
@@ -358,7 +358,7 @@ class Personalizer(Displayed):
     def settle(self, scored: list = None) -> list:  # of `score_due`, which runs now if None -> `Decision`s
         "Take over the scores of dialogues, and let policy and buffer decide about each new one."
         scored = self.score_due() if scored is None else scored
-        settled = [_settle(self.state, one, self.annotator, self.opens_questions) for one in scored]
+        settled = [_settle(self.state, d, self.annotator, self.opens_questions) for d in scored]
         return [decision for decision in settled if decision is not None]
 
     def react(

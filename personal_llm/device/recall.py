@@ -145,7 +145,10 @@ class Memory:
                 new = {id: d.prompt for id, d in self.archive.dialogues.items() if id not in known and d.prompt in made}
                 if new:
                     store_vectors(self.archive, encoder, dict(zip(new, self.vectors.embed([*new.values()]))))
-            rows = {id: dict(fit=FIT, found=[vars(one) for one in found]) for id, (_, found) in self.said.items()}
+            rows = {
+                id: dict(fit=FIT, found=[vars(statement) for statement in found])
+                for id, (_, found) in self.said.items()
+            }
             store_said(self.archive, {id: row for id, row in rows.items() if self.archive.said.get(id) != row})
 
     def describe_scopes(self, state: State, ids: list) -> Note:  # ids: of dialogues
@@ -229,16 +232,9 @@ class Memory:
         while private := {d.prompt for d in memories if is_elsewhere and is_private(d.text)}:
             shown |= private
             memories = choose(shown)
-        return Recall(
-            dialogue,
-            tuple(memories),
-            tuple(statements),
-            tuple(updated),
-            adapter=adapter if closed is None else None,
-            verdict=verdict,
-            is_silent=bool(verdict.answers) and not memories,
-            closed=closed,
-        )
+        lists = map(tuple, (memories, statements, updated))
+        adapter = adapter if closed is None else None
+        return Recall(dialogue, *lists, (), adapter, verdict, bool(verdict.answers) and not memories, closed)
 
     def _judge(self, evidence: Evidence, prompt: str, rows: np.ndarray) -> Verdict:  # rows: the prompt's vector first
         if not evidence.taught:
@@ -251,10 +247,10 @@ class Memory:
         own = [self.archive.dialogues[id] for id in state.own]
         if not self.said:
             stored = {id: row for id, row in self.archive.said.items() if row and row["fit"] == FIT and id in state.own}
-            texts = {id: [Statement(**one) for one in row["found"]] for id, row in stored.items()}
+            texts = {id: [Statement(**fields) for fields in row["found"]] for id, row in stored.items()}
             self.said = {id: (self.archive.dialogues[id].prompt, found) for id, found in texts.items()}
         new = [d for d in own if d.id not in self.said or self.said[d.id][0] != d.prompt]
         self.said |= {d.id: (d.prompt, []) for d in new}
-        for one in find_statements(new):
-            self.said[one.id][1].append(one)
-        return [one for d in own for one in self.said[d.id][1]]
+        for statement in find_statements(new):
+            self.said[statement.id][1].append(statement)
+        return [statement for d in own for statement in self.said[d.id][1]]

@@ -310,7 +310,7 @@ def _begin_anew(state: State, id: str) -> None:
         values.pop(id, None)
     state.plain.discard(id)
     state.acts = [event for event in state.acts if event.dialogue != id]
-    state.pending = [one for one in state.pending if one != id]
+    state.pending = [other for other in state.pending if other != id]
     _update_buffer(state, id)
 
 
@@ -442,7 +442,7 @@ def _update_buffer(state: State, id: str) -> None:
 def _tuned(state: State, id: str, content: dict) -> None:
     if state.archive.file and not re.fullmatch(r"adapters/\d+", content["adapter"]):  # it may be deleted some day
         raise ValueError(f"an adapter in {content['adapter']!r}, which is no folder of a fine-tune")
-    known = {one.name for one in fields(Round)}
+    known = {field.name for field in fields(Round)}
     state.rounds.append(Round(base=state.base, **{name: content[name] for name in content.keys() & known}))
 
 

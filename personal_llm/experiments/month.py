@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BANK', 'PEOPLE', 'DAYS', 'FIRST_CORRECTIONS', 'SCOPE_DAY', 'CHANGE_DAY', 'CORRECTED', 'FACT_DAYS', 'FEW', 'MORNING',
-           'DAY', 'PAUSE', 'MAX_TOKENS', 'BEFORE', 'WHOLE', 'MODELS', 'GRIDS', 'PLACES', 'BLOCK', 'list_people',
-           'is_everywhere', 'write_form', 'has_form', 'list_forms', 'Message', 'draw_days', 'list_own', 'list_told',
-           'list_rest', 'list_messages', 'read_recall', 'correct', 'say_scope', 'show_habit', 'ask_as_program',
-           'StandIn', 'find_wish', 'is_judged', 'mark_form', 'mark_fact', 'Life', 'load_once', 'measure',
-           'measure_before', 'measure_models', 'list_complaints', 'mean', 'score', 'measure_spill', 'read_month',
+           'DAY', 'PAUSE', 'MAX_TOKENS', 'BEFORE', 'FIRST', 'WHOLE', 'MODELS', 'GRIDS', 'PLACES', 'BLOCK',
+           'list_people', 'is_everywhere', 'write_form', 'has_form', 'list_forms', 'Message', 'draw_days', 'list_own',
+           'list_told', 'list_rest', 'list_messages', 'read_recall', 'correct', 'say_scope', 'show_habit',
+           'ask_as_program', 'StandIn', 'find_wish', 'is_judged', 'mark_form', 'mark_fact', 'Life', 'load_once',
+           'measure', 'measure_at', 'measure_models', 'list_complaints', 'mean', 'score', 'measure_spill', 'read_month',
            'list_blocks', 'is_current', 'is_misplaced', 'list_complaint_shares', 'judge_month', 'compare',
            'write_share', 'write_spread', 'count_facts', 'count_read', 'write_table', 'write_readme_month']
 
@@ -19,6 +19,7 @@ import re
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -383,6 +384,7 @@ class Life:
 
 # %% ../../nbs/experiments/81_month.ipynb #monthcode10
 BEFORE = "50bb057d"  # the version that we compare with
+FIRST = "9ea67f7d"  # the version of the first run
 WHOLE = ("mila", "viola", "greta", "umar")  # test people who also live with real models
 MODELS = ("qwen2.5-coder-0.5b", "smollm2")
 
@@ -399,10 +401,10 @@ def measure(jobs: list):  # yields a dict of results a job
             yield Life(job["user"], load_once(MODELS[0]), folder, StandIn(list_forms(job["user"]))).live()
 
 
-def measure_before(jobs: list):  # yields a dict of results a job
-    "The same with the version that we compare with."
-    if not revision().startswith(BEFORE):
-        raise InputError(f"month-before: the package isn't that of {BEFORE}", "measure it in a copy of that commit")
+def measure_at(version: str, jobs: list):  # yields a dict of results a job
+    "The same with an earlier version."
+    if not revision().startswith(version):
+        raise InputError(f"the package isn't that of {version}", "measure it in a copy of that commit")
     yield from measure(jobs)
 
 
@@ -416,7 +418,8 @@ def measure_models(jobs: list):  # yields a dict of results a job
 GRIDS = (
     Grid("month-development", [dict(user=name) for name in list_people("development")], measure, (), None),
     Grid("month", [dict(user=name) for name in list_people("test")], measure, (), None),
-    Grid("month-before", [dict(user=name) for name in list_people("test")], measure_before, (), None),
+    Grid("month-first", [dict(user=name) for name in list_people("test")], partial(measure_at, FIRST), (), None),
+    Grid("month-before", [dict(user=name) for name in list_people("test")], partial(measure_at, BEFORE), (), None),
     Grid(
         "month-models", [dict(user=user, model=model) for user in WHOLE for model in MODELS], measure_models, (), None
     ),

@@ -247,9 +247,8 @@ def announce_run(streams: list, num_policies: int, config: TuningConfig) -> None
     samples = fits * config.steps * config.batch_size
     print(f"{replies:,} replies, {fits} fine-tunes; timing this machine …", file=sys.stderr, flush=True)
     example = max(streams[0].dialogues[:64], key=lambda d: len(d.text))
-    brief = replace(
-        config, batch_size=4, steps=min(10**6, math.ceil(samples / 4))
-    )  # a step that is timed takes seconds
+    # a step that is timed takes seconds
+    brief = replace(config, batch_size=4, steps=min(10**6, math.ceil(samples / 4)))
     hours = estimate_minutes(model, example, replies, plan.reply_tokens, config=brief) / 60
     words = f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.0f} days"
     print(f"about {words}; if it is stopped, the same command goes on", file=sys.stderr, flush=True)

@@ -156,7 +156,7 @@ def check_request(request: Request, token: str, host: str, secret: str) -> None:
     cookie = request.cookies.get(name_cookie(request), "")
     known = [token] + [sign_cookie(secret, cookie)] * bool(cookie)
     path = request.scope["path"]  # as the routes read it; `request.url` of an older Starlette also reads `Host`
-    is_known = any(secrets.compare_digest(given.encode(), one.encode()) for one in known)
+    is_known = any(secrets.compare_digest(given.encode(), key.encode()) for key in known)
     if path not in (*PUBLIC, "/connect") and not is_known:
         raise HTTPException(401, "the token is missing or wrong; use the key that personal-llm serve printed")
     limit = find_limit(path)
@@ -422,7 +422,9 @@ def list_known(session: ChatSession, *_) -> dict:
     "Return what a reply can read: instructions, habits, and the newest answers and statements first."
     state = session.state
     sources = {FILE: "from a file", CLIENT: "from another program"}
-    rows = dict(instructions=[vars(one) for one in state.instructions.values()], answers=[], statements=[])
+    rows = dict(
+        instructions=[vars(instruction) for instruction in state.instructions.values()], answers=[], statements=[]
+    )
     rows["habits"] = [
         dict(label=row.form.label, count=len(row.answers), of=row.num_answers, scope=row.scope, text=str(row))
         for row in list_habits(state)
@@ -616,7 +618,7 @@ def make_app(
     @app.post("/connect")
     async def connect(wanted: Change, request: Request, response: Response):
         given = wanted.text.encode()
-        if not any(secrets.compare_digest(given, one.encode()) for one in (token, *codes)):
+        if not any(secrets.compare_digest(given, key.encode()) for key in (token, *codes)):
             raise HTTPException(
                 401, "this link was used before, or the key is wrong; personal-llm serve printed the key"
             )

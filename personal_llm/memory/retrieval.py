@@ -162,7 +162,7 @@ def add_memories(
     newest = max((d.time for d in memories), default=-np.inf)
     history = list(dialogue.history)
     lines = [history.pop(0)[1]] if history and history[0][0] == "system" else []
-    lines += [one.text for one in instructions if one.time <= newest]
+    lines += [said.text for said in instructions if said.time <= newest]
     if memories and config.sentence:
         lines.append(config.sentence)
     if statements:
@@ -171,7 +171,7 @@ def add_memories(
         lines += [statement.line for statement in statements]
     system = [("system", "\n".join(lines))] if lines else []
     turns = [turn for d in memories for turn in (("user", d.prompt), ("assistant", d.response))]
-    newer = " ".join(one.text for one in instructions if one.time > newest)
+    newer = " ".join(said.text for said in instructions if said.time > newest)
     prompt = f"{dialogue.prompt}\n({newer})" if newer else dialogue.prompt
     return dialogue.derive(prompt=prompt, history=[*system, *turns, *history])
 
