@@ -468,7 +468,7 @@ def test_the_defaults_are_those_of_the_rows():
     "LoRA's shape is that of the paper; an experiment chose layers, steps and rate together."
     config = TuningConfig()
     assert (config.rank, config.alpha, config.target_modules) == (8, 16, "all-linear")
-    assert (config.layers, config.steps, config.learning_rate) == (8, 24, 1e-3)
+    assert (config.layers, config.steps, config.learning_rate) == (0, 24, 1e-3)
 
 
 # what validates

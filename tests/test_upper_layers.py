@@ -163,6 +163,15 @@ def test_an_interrupted_run_goes_on_and_leaves_the_model_whole(upper, tmp_path):
     assert result(again) == result(upper) and bits(again) == bits(upper)
 
 
+@pytest.mark.parametrize(("small", "found"), [(0, [2, 3]), (10**9, None)], ids=["a large model", "a small one"])
+def test_by_default_a_small_model_learns_in_all_layers(small, found, monkeypatch):
+    monkeypatch.setattr(tuning, "SMALL_MODEL", small)
+    monkeypatch.setattr(tuning, "UPPER_LAYERS", 2)
+    config = replace(BRIEF, layers=TuningConfig().layers, steps=1)
+    adapter = finetune(make_family("Qwen2"), TALK[:4], config, progress=False)
+    assert read_lora_config(adapter.path)["layers_to_transform"] == found
+
+
 @pytest.mark.parametrize("layers", [4, 99])
 def test_as_many_layers_as_there_are_is_all(layers):
     adapter = finetune(make_family("Qwen2"), TALK[:4], replace(BRIEF, layers=layers, steps=1), progress=False)

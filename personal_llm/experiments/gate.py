@@ -699,20 +699,24 @@ def write_readme_answer() -> str:
     "Write why not a system prompt, in numbers."
     replies = read_replies()
     people = list_able("one subject")
-    told = [name for name in people if (name, "instruction") in replies and (name, "written") in replies]
-    rules = dict(always=PACKAGE, instruction="always")  # condition -> rule
+    told = [name for name in people if (name, "instruction") in replies and (name, "example") in replies]
+    rules = dict(always=PACKAGE, instruction="always", example="always")  # condition -> rule
     scores = {c: [score(name, rule, "start", c) for name in told] for c, rule in rules.items()}
 
     def mean(condition: str, metric: str) -> str:
         return f"{np.mean([one[metric] for one in scores[condition]]):.2f}".lstrip("0")
 
-    gain = [ours["own"] - theirs["own"] for ours, theirs in zip(scores["always"], scores["instruction"])]
+    def gain(condition: str) -> str:
+        differences = [ours["own"] - theirs["own"] for ours, theirs in zip(scores["always"], scores[condition])]
+        return format_estimate(mean_over_users(differences))
+
     return (
         "You'd have to know what to write, it would act in every reply, and a small model often ignores it. We wrote "
-        f"it by hand for each of them: it kept {mean('instruction', 'own')} of the habits and put the form into "
-        f"{mean('instruction', 'seen')} of the replies in subjects left alone. With three corrections behind the gate "
-        f"it is {mean('always', 'own')} and {mean('always', 'seen')}. The difference in habits, before rounding, is "
-        f"{format_estimate(mean_over_users(gain))}."
+        f"it by hand for each of them, in two wordings. The plain one kept {mean('instruction', 'own')} of the habits "
+        f"and put the form into {mean('instruction', 'seen')} of the replies in subjects left alone; with a corrected "
+        f"reply inside, as an example, it was {mean('example', 'own')} and {mean('example', 'seen')}. With three "
+        f"corrections behind the gate it is {mean('always', 'own')} and {mean('always', 'seen')}: in habits a lead of "
+        f"{gain('instruction')} over the plain wording and of {gain('example')} over the other."
     )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gatereal2

@@ -19,7 +19,9 @@ class TuningConfig:
     alpha: float = setting(16, "the change is scaled by alpha / rank", "positive number")
     dropout: float = setting(0.0, "share of the LoRA layers' inputs that is dropped", "share", high=0.99)
     target_modules: str = setting("all-linear", "modules with LoRA: all-linear, or names joined by commas", "name")
-    layers: int = setting(8, "upper layers that learn; all if there are no more", "whole number or none", low=1)
+    layers: int = setting(
+        0, "upper layers that learn; 0: eight, or all in a small model", "whole number or none", low=0
+    )
     learning_rate: float = setting(1e-3, "the largest step size, at the end of the warm-up", "positive number")
     steps: int = setting(24, "optimiser steps; equal for all methods in a comparison", low=1, high=10**6)
     batch_size: int = setting(4, "samples in a step, at most", low=1, high=10**6)

@@ -60,6 +60,12 @@ def remove_earlier_turns(dialogue: Dialogue) -> Dialogue:
     return replace(dialogue, history=[turn for turn in dialogue.history if turn[0] == "system"])
 
 # %% ../../nbs/4_tuning/05_finetune.ipynb #a76e8846
+UPPER_LAYERS = 8  # of the 24 of the default model; four lose forms, twelve cost more (82_layers)
+SMALL_MODEL = (
+    300_000_000  # weights; SmolLM2 (135 M) needs all its layers, the default model (494 M) doesn't (82_layers)
+)
+
+
 def attach_new_layers(model, config: TuningConfig):  # peft's model
     "Attach new LoRA layers to a model, with the shape given by the configuration."
     from peft import LoraConfig, get_peft_model
@@ -69,11 +75,14 @@ def attach_new_layers(model, config: TuningConfig):  # peft's model
     is_all = config.target_modules == "all-linear"
     names = "all-linear" if is_all else [name.strip() for name in config.target_modules.split(",")]
     layers = find_layers(model.model)
+    count = config.layers
+    if count == 0 and sum(p.numel() for p in model.model.parameters()) > SMALL_MODEL:
+        count = UPPER_LAYERS
     upper = None
-    if config.layers and layers is None:
+    if count and layers is None:
         note_once("this model has no list of layers, so all of them learn")
-    elif config.layers and config.layers < len(layers):
-        upper = [*range(len(layers))][-config.layers :]
+    elif count and count < len(layers):
+        upper = [*range(len(layers))][-count:]
         linear = [name for name, part in layers.named_modules() if isinstance(part, (Linear, Conv1D))]
         names = sorted({name.rpartition(".")[2] for name in linear}) if is_all else names  # peft wants both
     shape = dict(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
