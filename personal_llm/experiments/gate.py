@@ -711,12 +711,11 @@ def write_readme_answer() -> str:
         return write_numbers(mean_over_users(differences))
 
     return (
-        "You'd have to know what to write, it would act in every reply, and a small model often ignores it. We wrote "
-        f"it by hand for each of them, in two wordings. The plain one kept {mean('instruction', 'own')} of the habits "
-        f"and put the form into {mean('instruction', 'seen')} of the replies in subjects left alone; with a corrected "
-        f"reply inside, as an example, it was {mean('example', 'own')} and {mean('example', 'seen')}. With three "
-        f"corrections behind the gate it is {mean('always', 'own')} and {mean('always', 'seen')}. In habits that is "
-        f"{gain('instruction')} more than with the plain wording and {gain('example')} more than with the other."
+        "You'd have to know what to write, it would act in every reply, and a small model often ignores it. Written by "
+        f"hand, it kept {mean('instruction', 'own')} of the habits and put the form into {mean('instruction', 'seen')} "
+        f"of the replies in subjects left alone; with a corrected reply inside, {mean('example', 'own')} and "
+        f"{mean('example', 'seen')}. Three corrections behind the gate have {mean('always', 'own')} and "
+        f"{mean('always', 'seen')}: in habits {gain('instruction')} and {gain('example')} more."
     )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gatereal2
