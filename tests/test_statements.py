@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue
-from personal_llm.base.encoder import VectorStore, encode
+from personal_llm.base.encoder import VectorStore, encode, load_encoder
 from personal_llm.data.reading import load_replay
 from personal_llm.memory.gate import General
-from personal_llm.memory.retrieval import MAX_TOKENS, MemoryConfig, add_memories, choose_statements
+from personal_llm.memory.retrieval import MAX_TOKENS, MemoryConfig, add_memories, choose_statements, find_updates
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import Archive
-from personal_llm.device.recall import Memory
+from personal_llm.device.recall import Memory, load_general
 from personal_llm.device.state import State
-from personal_llm.memory.statements import Statement, add_days, describe_wishes, find_statements
+from personal_llm.memory.statements import Statement, add_days, describe_wishes, find_statements, is_private
 from personal_llm.base.text import format_date
 from personal_llm.memory.statements import FACT_KINDS, SECRET, find_kinds, find_names, list_own_sentences, read_prompt
 
@@ -180,16 +180,49 @@ def test_the_nearest_are_read_the_newest_last_and_of_near_copies_only_the_newest
 def test_a_newer_statement_replaces_an_older_one_only_if_it_says_that_something_changed():
     make = lambda text, time, kind="lasting": Statement(text, time, str(time), kind)
     ask = lambda *said: choose([*said], "What do I have?", VectorStore(Angles()))
-    house, dog = make("We have a house in 50.", 1.0), make("We have a dog since 170.", 2.0)
+    house, dog = make("We have a house in 50.", 1.0, "home"), make("We have a dog since 170.", 2.0)
     moved = make("We moved, the new house has 64.", 3.0, "change")
     assert ask(house, dog, moved) == ([dog, moved], [house]), "a change of what is nearest to it"
     assert ask(house, dog, make("We have a tent in 64.", 3.0))[1] == [], "nothing says that anything changed"
-    near = make("We have a shed in 61.", 2.5)
+    near = make("We run a shop in 61.", 2.5, "work")
     assert ask(house, near, moved) == ([house, moved], [near])
     assert ask(house, near, make("We moved to 10.", 3.0, "change"))[1] == [], "the older one is nearer to another"
     homes = [make(f"I live in {place}.", float(i), "home") for i, place in enumerate((10, 90, 170))]
     assert ask(*homes, dog) == ([homes[2], dog], homes[:2]), "one home at a time"
     assert ask(make("I work in 10.", 0.0, "work"), *homes[1:2]) == ([make("I work in 10.", 0.0, "work"), homes[1]], [])
+
+
+@pytest.mark.parametrize("older, newer, expected", TEXTS["replaced by a change"])
+def test_a_change_replaces_what_it_is_surely_about_and_nothing_that_still_holds(older, newer, expected):
+    messages = ["My brother is called Paul.", "I have a blue bike.", older, newer]
+    said = find_statements([Dialogue(text, "", time=float(place)) for place, text in enumerate(messages)])
+    rows = encode([s.text for s in said])
+    updates = find_updates(said, rows, load_general(load_encoder()).measure_nearness(rows))
+    assert {said[old].text: said[new].text for old, new in updates.items()} == ({older: newer} if expected else {})
+
+
+@pytest.mark.parametrize(
+    "first, second", [("I don't eat meat.", "I don't drink."), ("I live in Bonn.", "I live in Rome.")]
+)
+def test_statements_of_one_message_never_replace_each_other(first, second):
+    said = find_statements([Dialogue(f"{first} {second}", "")])
+    assert [s.text for s in said] == [first, second]
+    assert not find_updates(said, encode([first, second]), np.full(2, -1.0))
+
+
+@pytest.mark.parametrize("message", TEXTS["introductions"])
+def test_a_long_message_of_facts_alone_is_kept_and_another_long_one_is_not(message):
+    own = list_own_sentences(message)
+    assert len(own) >= 5 and message.startswith(" ".join(own))
+    assert list_own_sentences(f"{message} The weather in Rome was bad.") == []
+
+
+def test_what_security_names_as_missed_is_missed_and_the_rest_is_found():
+    page = " ".join(Path(__file__).parents[1].joinpath("SECURITY.md").read_text(encoding="utf-8").split())
+    assert [text for text in TEXTS["private, not recognised"] if text.rstrip(".") in page and not is_private(text)] == (
+        TEXTS["private, not recognised"]
+    )
+    assert all(map(is_private, ("I have diabetes. What may I eat?", "My password is hunter2.")))
 
 
 def test_an_update_is_read_in_place_of_what_it_replaces():

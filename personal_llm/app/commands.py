@@ -55,7 +55,7 @@ WRITER_HELP = (
     "server that generates the replies, such as http://127.0.0.1:11434/v1 (Ollama, LM Studio, llama-server, vLLM); "
     "if it needs a key, set PERSONAL_LLM_WRITER_KEY"
 )
-LEAVE_HELP = "allow a server on another computer, to which your chats are sent"
+LEAVE_HELP = "allow a server on another computer, to which your chats and corrections are sent"
 DATA_HELP = (
     "chats: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or a folder; an export of another program, or rows "
     "with prompt and response; repeat the option for more files"

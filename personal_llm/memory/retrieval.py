@@ -6,13 +6,14 @@
 __all__ = ['MemoryConfig', 'retrieve', 'choose_statements', 'add_memories', 'split_lost']
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #ret00003
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..base.core import ANSWERED_ORIGINS, Dialogue, check_settings_fields, setting
-from ..base.text import format_date, normalise_text
-from .statements import ATTRIBUTES, Asked, Statement
+from ..base.text import format_date, is_frequent, normalise_text
+from .statements import ATTRIBUTES, OWN_FIRST, Asked, Statement
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #ret00006
 def collect_memories(dialogues: list) -> list:  # answered dialogues, oldest first
@@ -90,19 +91,35 @@ def retrieve(
 DAY = 86_400.0  # seconds for which a state is taken for true
 
 
+def find_rare_words(text: str) -> set:
+    "Return the words of a text that not nearly every text has."
+    return {word for word in re.findall(r"\w+", text.lower()) if not is_frequent(word)}
+
+
+def is_surely_changed(old: Statement, new: Statement) -> bool:  # new: of the kind `change`
+    "Say whether a change must be one of an older statement: of home, work or age, or of all that it names."
+    first = re.search(r"\w+|$", new.text)[0]
+    is_of_another = OWN_FIRST.match(new.text) or first.istitle() and not is_frequent(first)  # *my wife*, *Leo*
+    words = find_rare_words(old.text)
+    is_named = words and words <= find_rare_words(new.text)
+    return not is_of_another and (old.kind in ATTRIBUTES or bool(is_named))
+
+
 def find_updates(statements: list, rows: np.ndarray, least: np.ndarray) -> dict:  # index -> index of a newer one
-    "Find which statements newer ones replace: those of the same attribute, or what a change is nearest to."
+    "Find which statements newer ones replace: those of the same attribute, or what a change surely changes."
     updates = {}
     for new, statement in enumerate(statements):
         if statement.kind not in (*ATTRIBUTES, "change"):
             continue
-        older = [old for old in range(new) if old not in updates and statements[old].kind != "state"]
+        others = (old for old in range(new) if old not in updates and statements[old].id != statement.id)
+        older = [old for old in others if statements[old].kind != "state"]
         if statement.kind in ATTRIBUTES:
             updates |= {old: new for old in older if statements[old].kind == statement.kind}
         elif older:
             nearest = older[int((rows[older] @ rows[new]).argmax())]
             similarities = rows @ rows[nearest]
-            if similarities[new] >= max(least[new], *np.delete(similarities, [nearest, new]), -1.0):
+            is_near = similarities[new] >= max(least[new], *np.delete(similarities, [nearest, new]), -1.0)
+            if is_near and is_surely_changed(statements[nearest], statement):
                 updates[nearest] = new
     return updates
 

@@ -150,9 +150,16 @@ def cut_question(sentence: str) -> str:  # "" if there is nothing to keep
     return re.sub(r"(^|[,，、،])[^,，、،]*$", "", sentence)
 
 
+def list_long(sentences: list) -> list:
+    "Return the sentences of a long message that are no questions; none of one such as people mostly write themselves."
+    told = [sentence for sentence in sentences if not is_question(sentence)]
+    return told if len(told) > MOST_SENTENCES else []
+
+
 def list_texts(sentences: list) -> list:
-    "Return the texts whose kinds decide what is kept of a message: sentences, clauses, the whole; none of a long one."
-    if sum(not is_question(sentence) for sentence in sentences) > MOST_SENTENCES:
+    "Return the texts whose kinds decide what is kept of a message: sentences, clauses, the whole; none of a long text."
+    told = " ".join(list_long(sentences))
+    if told and find_kinds([told])[told] != "fact":
         return []
     return [*{*sentences, *map(cut_question, sentences), " ".join(sentences)} - {""}]
 
@@ -173,6 +180,7 @@ def choose_own(sentences: list, kinds: dict) -> list:  # kinds: text -> kind
     if is_news(sentences, kinds):
         texts = sentences
     is_foreign = not texts or {"text", "passage"} & {kinds[text] for text in texts}
+    is_foreign = is_foreign or any(kinds[one] != "fact" for one in list_long(sentences))
     own = []
     for sentence in () if is_foreign else sentences:
         said = cut_question(sentence)
@@ -200,7 +208,7 @@ def find_statements(dialogues: list) -> list:  # oldest first; dialogues: of the
 
 
 def is_private(text: str) -> bool:
-    "Say whether a text has a secret, or any sentence about its writer or reader, and may not leave this computer."
+    "Say whether a text seems to have a secret, or a sentence about its writer or reader; some are missed."
     kinds = find_kinds(split_sentences(text)).values()
     return SECRET.search(text) is not None or not {*PRIVATE}.isdisjoint(kinds)
 
