@@ -269,6 +269,8 @@ def test_a_question_about_a_habit_counts_as_asked_when_it_was_seen_and_passed_ov
         assert len(session.me.state.asked_scopes) == 3 and session.scoping.show_habit_question() == ""
     with open_chat(model, tmp_path) as session:
         assert session.scoping.show_habit_question() == ""
+        teach(session, "Where is Rome?")
+        assert session.scoping.show_habit_question() == "", "nor again with each correction more"
 
 
 @pytest.mark.parametrize("is_passed_over", [False, True])
@@ -422,7 +424,9 @@ def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
     with open_chat(model, tmp_path, config=TuningConfig(steps=500)) as session:
         say(session, "Is seven a prime number?")
         session.react("better", "In short: yes.")
+        session.work.score()
         session.work.learn()
+        assert session.me.state.pending == [], "scores that are on their way are taken over first"
         session.work.stop_learning()
         assert session.me.rounds == [] and not session.work.is_learning
         assert session.pop_messages() == ["learning was stopped; your replies are as before"]
@@ -635,8 +639,8 @@ def test_a_reply_that_is_liked_belongs_where_the_corrections_that_it_used_belong
     session.react("up")
     evidence = get_evidence(session.me.state)
     assert len(evidence.here) == 4 and not evidence.answers
-    session.me.state.scopes[ids[0]] = ""
-    assert [d.prompt for d in get_evidence(session.me.state).answers] == [PROMPTS[0], "Who is Grace?"]
+    session.me.state.scopes[ids[0]] = "everywhere"
+    assert [d.prompt for d in get_evidence(session.me.state).answers] == ["Who is Grace?"], "of two places, none"
 
 
 def test_a_correction_takes_the_scope_of_the_corrections_that_its_reply_used(model):
