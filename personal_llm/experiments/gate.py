@@ -711,12 +711,12 @@ def write_readme_answer() -> str:
         return format_estimate(mean_over_users(differences))
 
     return (
-        "You'd have to know what to write, it would act in every reply, and a small model often ignores it. We wrote "
-        f"it by hand for each of them, in two wordings. The plain one kept {mean('instruction', 'own')} of the habits "
-        f"and put the form into {mean('instruction', 'seen')} of the replies in subjects left alone; with a corrected "
-        f"reply inside, as an example, it was {mean('example', 'own')} and {mean('example', 'seen')}. With three "
-        f"corrections behind the gate it is {mean('always', 'own')} and {mean('always', 'seen')}: in habits a lead of "
-        f"{gain('instruction')} over the plain wording and of {gain('example')} over the other."
+        "You'd have to know what to write, it acts in every reply, and a small model often ignores it. Written by "
+        f"hand for each of them, it kept {mean('instruction', 'own')} of the habits, and {mean('instruction', 'seen')} "
+        f"of the replies in subjects left alone had the form; with a corrected reply as an example inside, "
+        f"{mean('example', 'own')} and {mean('example', 'seen')}. Corrections behind the gate: "
+        f"{mean('always', 'own')} and {mean('always', 'seen')}, so {gain('instruction')} and {gain('example')} more "
+        "of the habits."
     )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gatereal2
