@@ -35,7 +35,7 @@ from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
 from ..device.recall import load_general
 from .breaks import choose_word, draw_items
-from .containment import format_estimate
+from .containment import format_estimate, write_numbers
 from .harness import RESULTS, Grid, compute_d_prime, decide_all, decide_mean
 from .harness import mean_over_users, read_results
 from .person import LARGE, SMALL, has_form, is_right, load_once, write_form, write_reply
@@ -708,15 +708,14 @@ def write_readme_answer() -> str:
 
     def gain(condition: str) -> str:
         differences = [ours["own"] - theirs["own"] for ours, theirs in zip(scores["always"], scores[condition])]
-        return format_estimate(mean_over_users(differences))
+        return write_numbers(mean_over_users(differences))
 
     return (
-        "You'd have to know what to write, it acts in every reply, and a small model often ignores it. Written by "
-        f"hand for each of them, it kept {mean('instruction', 'own')} of the habits, and {mean('instruction', 'seen')} "
-        f"of the replies in subjects left alone had the form; with a corrected reply as an example inside, "
-        f"{mean('example', 'own')} and {mean('example', 'seen')}. Corrections behind the gate: "
-        f"{mean('always', 'own')} and {mean('always', 'seen')}, so {gain('instruction')} and {gain('example')} more "
-        "of the habits."
+        "You'd have to know what to write, it would act in every reply, and a small model often ignores it. Written by "
+        f"hand, it kept {mean('instruction', 'own')} of the habits and put the form into {mean('instruction', 'seen')} "
+        f"of the replies in subjects left alone; with a corrected reply inside, {mean('example', 'own')} and "
+        f"{mean('example', 'seen')}. Three corrections behind the gate have {mean('always', 'own')} and "
+        f"{mean('always', 'seen')}: in habits {gain('instruction')} and {gain('example')} more."
     )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gatereal2
