@@ -94,8 +94,11 @@ def read_line(prompt: str = "") -> str:  # with its line end; "" at the end of a
         return sys.stdin.readline() if sys.stdin else ""
 
 
+MARKS_NO_PASTES = ("", "dumb", "linux")  # names in TERM; what comes at once may be a paste there
+
+
 def has_waiting_line() -> bool:
-    "Return whether a terminal has more text at once, as after a paste."
+    "Return whether a terminal that doesn't mark pastes has more text at once; elsewhere such lines were typed."
     if not is_terminal():
         return False
     if os.name == "nt":
@@ -103,6 +106,8 @@ def has_waiting_line() -> bool:
 
         time.sleep(0.05)
         return msvcrt.kbhit()
+    if os.environ.get("TERM", "") not in MARKS_NO_PASTES:
+        return False
     return bool(select.select([sys.stdin], [], [], 0.05)[0])
 
 
