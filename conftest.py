@@ -58,6 +58,7 @@ def model():
 LATER = """
 tests/test_course*.py tests/test_real_models.py tests/test_harness.py tests/test_decomposition.py
 tests/test_demo.py tests/test_pocket_*.py tests/test_explanation.py tests/test_weights.py tests/test_collector.py
+tests/test_month.py tests/test_merging.py
 nbs/tutorials/* nbs/course/* nbs/recipes/* nbs/experiments/*
 nbs/*/*_decomposition.ipynb nbs/*/*_audit.ipynb nbs/*/*_idle.ipynb nbs/*/*_cluster.ipynb
 nbs/*/*_merging.ipynb nbs/*/*_space.ipynb

@@ -313,7 +313,7 @@ def test_names_of_layers_are_no_regular_expressions(field, is_plain, plain):
     read_lora_config(plain)
     for value in ("(a+)+$", ["q_proj", "(.*)*b"], {"(x*)*y": 4}, [7]):
         change_config(plain, **{field: value})
-        with pytest.raises(InputError, match="adapter_config.json: (.*is no name of a layer|alpha_pattern is set)"):
+        with pytest.raises(InputError, match="adapter_config.json: (.*isn't the name of a layer|alpha_pattern is set)"):
             read_lora_config(plain, is_plain)
 
 

@@ -4,6 +4,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from candidates import Echo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -56,6 +57,12 @@ def test_a_turn_is_stored_when_its_last_piece_is_taken(model, tmp_path):
         assert say(session, "  ") == "" and len(session.turns) == 1
     with open_chat(model, tmp_path) as again:
         assert [d.response for d in again.turns] == [text]
+
+
+def test_an_empty_reply_is_told_and_not_stored(model, monkeypatch):
+    monkeypatch.setattr("personal_llm.device.chat.ReplyStream", lambda *given: Echo(""))
+    session = open_chat(model)
+    assert say(session, "What is tea?") == "" and session.turns == [] and len(session.pop_messages()) == 1
 
 
 def test_a_reply_reads_the_last_turns_as_they_were_corrected(model):
@@ -269,6 +276,8 @@ def test_a_question_about_a_habit_counts_as_asked_when_it_was_seen_and_passed_ov
         assert len(session.me.state.asked_scopes) == 3 and session.scoping.show_habit_question() == ""
     with open_chat(model, tmp_path) as session:
         assert session.scoping.show_habit_question() == ""
+        teach(session, "Where is Rome?")
+        assert session.scoping.show_habit_question() == "", "nor again with each correction more"
 
 
 @pytest.mark.parametrize("is_passed_over", [False, True])
@@ -422,7 +431,9 @@ def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
     with open_chat(model, tmp_path, config=TuningConfig(steps=500)) as session:
         say(session, "Is seven a prime number?")
         session.react("better", "In short: yes.")
+        session.work.score()
         session.work.learn()
+        assert session.me.state.pending == [], "scores that are on their way are taken over first"
         session.work.stop_learning()
         assert session.me.rounds == [] and not session.work.is_learning
         assert session.pop_messages() == ["learning was stopped; your replies are as before"]
@@ -635,8 +646,8 @@ def test_a_reply_that_is_liked_belongs_where_the_corrections_that_it_used_belong
     session.react("up")
     evidence = get_evidence(session.me.state)
     assert len(evidence.here) == 4 and not evidence.answers
-    session.me.state.scopes[ids[0]] = ""
-    assert [d.prompt for d in get_evidence(session.me.state).answers] == [PROMPTS[0], "Who is Grace?"]
+    session.me.state.scopes[ids[0]] = "everywhere"
+    assert [d.prompt for d in get_evidence(session.me.state).answers] == ["Who is Grace?"], "of two places, none"
 
 
 def test_a_correction_takes_the_scope_of_the_corrections_that_its_reply_used(model):

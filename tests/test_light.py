@@ -46,6 +46,7 @@ def run(program: str, folder) -> None:
     run_python(program + REPORT, folder, PERSONAL_LLM_ENCODER=None)
 
 
+@pytest.mark.later
 @NEEDS_MODEL
 def test_a_chat_and_commands_need_no_pytorch(tmp_path):
     load_chat_tokenizer(find_weights(DEFAULT_MODEL))  # as `personal-llm get` does

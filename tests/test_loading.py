@@ -64,7 +64,7 @@ def test_names_that_mean_nothing_and_the_pocket_open_no_socket(name, monkeypatch
     if name == "pocket":
         assert load_model(name, device="cpu").name == name
         return
-    with pytest.raises(InputError, match="unknown model|is no name of a model"):
+    with pytest.raises(InputError, match="unknown model|isn't the name of a model"):
         load_model(name)
 
 

@@ -140,7 +140,7 @@ def test_generate_with_a_temperature_repeats_and_leaves_the_global_generator_alo
 
 @pytest.mark.parametrize("wrong", [[5], [None], [dict(prompt="a")], ["  "]], ids=str)
 def test_prompts_that_are_none_are_one_line(wrong):
-    with pytest.raises(InputError, match="is no dialogue|empty prompt"):
+    with pytest.raises(InputError, match="a dialogue|empty prompt"):
         shared("llama").generate(wrong)
 
 
@@ -271,5 +271,5 @@ def test_a_name_or_a_network_alone_is_no_model():
 
     network = load_model("pocket").model
     for call in (lambda: Personalizer("pocket"), lambda: Personalizer(network), lambda: score(network, [])):
-        with pytest.raises(InputError, match=r"is no model of this package; write load_model\(name\)"):
+        with pytest.raises(InputError, match=r"isn't a model of this package; write load_model\(name\)"):
             call()

@@ -17,6 +17,16 @@ from personal_llm.selection.library import Library
 from personal_llm.tuning.config import TuningConfig
 
 BRIEF = TuningConfig(steps=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_replies():
+    "Of eight tokens where they are measured: nothing here is about a whole one."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "MEASURED_TOKENS", 8)
+        yield
+
+
 CHATS = [
     Dialogue(f"What is thing number {i} of {i % 7}?", f"Thing {i} is a {i % 5}.", time=float(i)) for i in range(60)
 ]

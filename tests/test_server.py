@@ -511,7 +511,10 @@ def test_learning_goes_on_in_the_background_and_the_reply_uses_it(tmp_path):
         learned = [line for line in told if line.startswith("learned")]
         assert learned == ["learned the replies you wanted to 2 messages, the newest “My back hurts.”"]
         assert (status["way"], status["undo"]) == ("undo", "what was learned last")
-        assert "fine-tune" in complete(running, "My knee hurts again.")["me"]["source"]
+        me = complete(running, "My knee hurts again.")["me"]
+        assert "fine-tune" in me["source"]
+        ask("POST", "/me/react", dict(id=me["id"], kind="up"))
+        assert ask("GET", "/me/status")[1]["way"] == "take_back", "the newest act comes first"
         assert ask("POST", "/me/undo")[0] == 200 and ask("GET", "/me/status")[1]["finetunes"] == 0
         assert ask("POST", "/me/learn")[0] == 200 and ask("POST", "/me/stop")[0] == 200
         status = ask("GET", "/me/status")[1]
@@ -798,15 +801,19 @@ def test_a_browser_stays_signed_in_by_two_halves(tmp_path):
         assert running.ask("GET", "/me/status", **own)[0] == 401, "another folder"
 
 
-def test_half_requests_of_strangers_make_room_for_the_owner(served, monkeypatch):
+BEGINNINGS = [b"", b"GET / HTTP/1.1\r\nHost: 127", b"GET /me/known HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]
+BEGINNINGS += [b"POST /connect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{"]
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS, ids=("silence", "half a header", "no token", "half a body"))
+def test_half_requests_of_strangers_make_room_for_the_owner(served, monkeypatch, beginning):
     "Neither requests without the token nor headers and bodies that never end keep somebody out who has the token."
     monkeypatch.setattr(server, "MOST_CONNECTIONS", 30)
-    beginnings = [b"", b"GET / HTTP/1.1\r\nHost: 127", b"GET /me/known HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]
-    beginnings += [b"POST /connect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{"]
     strangers = []
-    for number in range(90):
+    for _ in range(45):
         strangers.append(socket.create_connection(("127.0.0.1", served.port), 20))
-        strangers[-1].sendall(beginnings[number % 4])
+        strangers[-1].sendall(beginning)
+        time.sleep(0.02)  # the server reads it
     assert [served.ask("GET", "/me/status")[0] for _ in range(20)] == [200] * 20
     assert len(served.server.server_state.connections) <= 31
     for connection in strangers:

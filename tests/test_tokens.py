@@ -192,7 +192,7 @@ def test_batches_are_bounded_by_tokens(lengths, tokens):
     [
         (Dialogue("a", ""), 64, "its response is empty, so there is nothing to learn"),
         (Dialogue("word " * 60, "The answer."), 1, "no response token fits into 1 tokens; raise max_length"),
-        ("a text", 64, "str is no dialogue; make one with Dialogue"),
+        ("a text", 64, "str isn't a dialogue; make one with Dialogue"),
         (Dialogue("a", "b"), 0, "max_length is 0; give a whole number of tokens, 1 or more"),
     ],
 )

@@ -196,7 +196,7 @@ def explain_reply(session) -> list[Note]:
 def read_number(text: str) -> int:
     "Return the number that a person typed; raise `InputError` for another text."
     if not text.isdecimal() or len(text) > 9:
-        raise InputError(f"{text[:20]!r} is no number of the list", "/always and /style show the numbers")
+        raise InputError(f"{text[:20]!r} isn't a number of the list", "/always and /style show the numbers")
     return int(text)
 
 
@@ -316,7 +316,7 @@ def handle(session, line: str):  # a generator of pieces of text
         if is_message:
             yield from session.say(line)
         elif usage is None:
-            yield f"{name[:40]} is no command; /help lists them"
+            yield f"{name[:40]} isn't a command; /help lists them"
         elif not accepts(usage, text):
             needs = "a number" if usage.endswith(" N") else "a text"
             yield f"{name} {'takes no text' if text else f'needs {needs}'}; write {usage}"

@@ -135,7 +135,7 @@ def check_adapter(folder, base: str = None) -> Path:  # folder: a path, or an ob
     try:
         folder = Path(getattr(folder, "path", folder))
     except TypeError:
-        raise InputError(f"{type(folder).__name__} is no adapter", remedy) from None
+        raise InputError(f"{type(folder).__name__} isn't an adapter", remedy) from None
     if not (folder / CONFIG_FILE).is_file():
         inner = [str(file.parent) for file in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
         remedy = f"give {' or '.join(inner[:9])}" if inner else remedy
@@ -164,7 +164,7 @@ def check_layer_names(file: Path, config: dict) -> None:
         names += value if isinstance(value, (list, dict)) else [value]
     odd = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name)]
     if odd:
-        problem = f"{file}: {str(odd[0])[:60]!r} is no name of a layer"
+        problem = f"{file}: {str(odd[0])[:60]!r} isn't the name of a layer"
         raise InputError(problem, "list the names of the layers, without regular expressions")
 
 

@@ -259,7 +259,7 @@ def check_pointers(place: Path) -> None:
 def find_gguf(name):  # a path, or None
     "Return the GGUF file that a name stands for, if any; raise `InputError` for one that is not here."
     if not isinstance(name, (str, Path)) or name == "":
-        raise InputError(f"{str(name)[:60]!r} is no name of a model", f'give text such as "{DEFAULT_MODEL}"')
+        raise InputError(f"{str(name)[:60]!r} isn't the name of a model", f'give text such as "{DEFAULT_MODEL}"')
     if name in MODEL_WORDS[1:]:
         file = find_weights(name)
         if file is None:

@@ -315,7 +315,7 @@ def check_adapter_for(model: Model, adapter) -> Path:  # its folder
 def check_model(model) -> Model:
     "Return a model; raise `InputError` for a name, or a network of transformers alone."
     if not hasattr(model, "run_forward"):
-        problem = f"{type(model).__name__} is no model of this package"
+        problem = f"{type(model).__name__} isn't a model of this package"
         raise InputError(problem, "write load_model(name), or load_model((network, tokenizer))")
     return model
 

@@ -184,7 +184,7 @@ def find_starts(history, first: int, max_tokens: int) -> list:  # places in the 
 def fit_window(tokenize, dialogue: Dialogue, max_tokens: int, with_response: bool) -> tuple:
     "Leave out what does not fit; return token ids, owners, index of the prompt, lower bound of tokens cut."
     if not isinstance(dialogue, Dialogue):
-        raise InputError(f"{type(dialogue).__name__} is no dialogue", "make one with Dialogue(prompt, response)")
+        raise InputError(f"{type(dialogue).__name__} isn't a dialogue", "make one with Dialogue(prompt, response)")
     check(max_tokens, "whole number", "max_length", low=1, remedy="give a whole number of tokens, 1 or more")
     history = dialogue.history
     system = history[:1] if history and history[0][0] == "system" else ()

@@ -81,12 +81,12 @@ TASKS.add(
     ("corrections only", _change_replay(("corrected",)), "an approved dialogue is a memory, too"),
     ("approvals only", _change_replay(("approved",)), "a corrected dialogue is a memory, too"),
     ("the first answer", _change_replay(first=True), "if there are several answers, the last one counts"),
-    ("evicted ones stay", _change_replay(evicts="never"), "an evicted dialogue is no memory"),
+    ("evicted ones stay", _change_replay(evicts="never"), "an evicted dialogue isn't a memory"),
     ("evicted for good", _change_replay(evicts="for good"), "a dialogue that is answered again is a memory again"),
     ("evicted ones are empty", _change_replay(evicts="none"), "an evicted dialogue is left out, not empty"),
     ("texts of events", _change_replay(response=lambda text, own, old: text), "an approval has no text of its own"),
     ("a correction stays", _change_replay(response=lambda t, own, old: t or old or own[1]), "later approvals count"),
-    ("asked is answered", _change_replay(("corrected", "approved", "asked")), "a question is no answer yet"),
+    ("asked is answered", _change_replay(("corrected", "approved", "asked")), "a question isn't an answer yet"),
     tolerance=0,
     tries=[(EVENTS_DIALOGUES, EVENTS), (EVENTS_DIALOGUES, [])],
     draw=_draw_events,
@@ -153,12 +153,12 @@ def _words(text: str) -> list:
 
 
 def _longest_run(a: list, b: list) -> int:
-    "Return the length of the longest run of parts that stands in both lists."
+    "Return the length of the longest run of parts that is in both lists."
     return SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size
 
 
 def copied(reply: str, memory: str) -> int:  # words
-    "Return the length of the longest run of words that stands in both texts."
+    "Return the length of the longest run of words that is in both texts."
     return _longest_run(_words(reply), _words(memory))
 
 
@@ -186,11 +186,11 @@ def _draw_texts(random) -> tuple:  # (reply, memory)
 
 TASKS.add(
     "copied",
-    "Write `copied(reply, memory)`: words in the longest run of words that stands in both.",
+    "Write `copied(reply, memory)`: words in the longest run of words that is in both.",
     copied,
     ("shared words", lambda r, m: len(set(_words(r)) & set(_words(m))), "shared words must be a run"),
     ("characters", lambda r, m: _longest_run(list(r.lower()), list(m.lower())), "characters were counted, not words"),
-    ("in any order", _in_any_order, "the words must stand in the same order in the memory, too"),
+    ("in any order", _in_any_order, "the words must come in the same order in the memory, too"),
     ("capitals", lambda r, m: _longest_run(re.findall(r"\w+", r), re.findall(r"\w+", m)), "capitals do not count"),
     ("punctuation", lambda r, m: _longest_run(r.lower().split(), m.lower().split()), "punctuation belongs to no word"),
     ("as typed", lambda r, m: _longest_run(r.split(), m.split()), "neither capitals nor punctuation make another word"),

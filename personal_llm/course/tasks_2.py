@@ -62,7 +62,7 @@ TASKS.add(
     autocorrelation,
     ("not centred", lambda x, lag: (x[:-lag] * x[lag:]).mean() / (x**2).mean(), "the mean was not taken away first"),
     ("not scaled", _covariance, "that is the covariance: at lag 0 a correlation is 1"),
-    ("around the end", _around, "the end of the stream is no neighbour of its beginning"),
+    ("around the end", _around, "the end of the stream isn't a neighbour of its beginning"),
     ("one lag too many", lambda x, lag: autocorrelation(x, lag + 1), "these values lie one step too far apart"),
     ("divided by all", lambda x, lag: autocorrelation(x, lag) * (1 - lag / len(x)), "divide by the number of pairs"),
     ("each side by itself", lambda x, lag: np.corrcoef(x[:-lag], x[lag:])[0, 1], "take one mean and variance for all"),
@@ -134,7 +134,7 @@ WORDS = "the heart pumps blood through the body and rests for a moment each beat
 KNOWN = " ".join(WORDS.split()[:13])  # that a model was trained on
 TASKS.add(
     "leak",
-    "A reserved answer has 14 words; its first 13 stand in the training text. What share of its 13-word runs is known?",
+    "A reserved answer has 14 words; its first 13 are in the training text. What share of its 13-word runs is known?",
     later(lambda: count_leaks([], [dict(prompt="Heart?", response=WORDS)], [KNOWN])[0]["share"]),
     ("words", 13 / 14, "runs of thirteen words are counted, not words"),
     ("whole texts", 0.0, "the two texts differ, and yet share something: compare runs, not texts"),
@@ -146,7 +146,7 @@ TASKS.add(
 
 # %% ../../nbs/course/tasks_2.ipynb #011931fa
 def _group_cases(seed: int = 0) -> list:  # (the group of each row, in blocks as files have them)
-    "Return files whose groups have one to eight rows; their lengths differ, so a fixed number of groups is no share."
+    "Return files whose groups have one to eight rows; their lengths differ, so a fixed number of groups isn't a share."
     cases = []
     for place, rows in enumerate((400, 300, 200, 100, 400, 400)):
         sizes = make_generator(seed, "groups", place).integers(1, 9, size=150)

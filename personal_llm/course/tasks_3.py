@@ -164,7 +164,7 @@ TASKS.add(
     ("each word once", _once_above, "repeats were dropped above the line only; a word that comes twice counts twice"),
     ("substrings", lambda w, lists: _count(w, lists, str.count), "parts of words were counted: compare whole words"),
     ("beginnings", lambda w, lists: _count(w, lists, str.startswith), "compare whole words, not beginnings"),
-    ("lists merged", _merged, "a word that stands in two lexicons counts in each of them"),
+    ("lists merged", _merged, "a word that is in two lexicons counts in each of them"),
     ("the best lexicon", lambda w, lists: _shares(w, lists).max(), "that is one lexicon; the score is a mean over all"),
     tolerance=0.0005,
     tries=[

@@ -282,7 +282,7 @@ TASKS.add(
     "Read the figure of the toy stream: in how many groups do the corrections come?",
     later(lambda: count_groups(toy_stream(0)[1])),
     ("the gaps", later(lambda: count_groups(toy_stream(0)[1]) - 1), "one group is missing, or the gaps were counted"),
-    ("one too many", later(lambda: count_groups(toy_stream(0)[1]) + 1), "a single high probability is no group"),
+    ("one too many", later(lambda: count_groups(toy_stream(0)[1]) + 1), "a single high probability isn't a group"),
     ("the stream", STREAM_LENGTH, "that is the number of dialogues"),
     tolerance=0,
 )

@@ -296,7 +296,7 @@ TASKS.add(
 )
 TASKS.add(
     "spectrum",
-    "Read the figure: which share of the squared change of a full fine-tune lies in the first eight directions?",
+    "Read the figure: which share of the squared change of a full fine-tune is in the first eight directions?",
     later(lambda: _share(8)),
     ("the random matrix", later(_random_share), "that is the curve of the random matrix"),
     ("the first direction", later(lambda: _share(1)), "that is the first one alone"),

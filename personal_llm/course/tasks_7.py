@@ -45,7 +45,7 @@ TASKS.add(
     "paired",
     "What is the standard error of the mean paired difference of the two methods?",
     _ERROR,
-    ("not paired", np.hypot(standard_error(FIRST), standard_error(SECOND)), "the same user stands in both columns"),
+    ("not paired", np.hypot(standard_error(FIRST), standard_error(SECOND)), "the same user is in both columns"),
     ("standard deviation", _ERROR * 2, "that is the spread of one difference, not of the mean"),
     ("divided by n", _ERROR / 2, "the spread is divided by a root"),
     ("n for n − 1", np.std(_GAP) / 2, "the deviations are from a mean of the same numbers"),

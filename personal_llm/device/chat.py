@@ -349,10 +349,6 @@ class ChatSession:
         note = describe_source(self.model, self.recalled, self.reply) if self.recalled else None
         return self.tell(note or "")
 
-    def describe_length(self, id: str) -> Note | None:
-        "Say of a correction that it is too long for replies, or for being used beside others; None if it fits."
-        return self.memory.describe_length(self.model, self.state.newest(id))
-
     def react(self, kind: str, text: str = "", id=None, scope: str = None):  # what is stored
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
         if id is None and not self.turns:
@@ -362,7 +358,7 @@ class ChatSession:
         stored = self.me.react(d, kind, text, self.clock(), scope)
         if kind == "better":
             self.scoping.subject = [stored.target]
-            note = self.describe_length(stored.target)
+            note = self.memory.describe_length(self.model, self.state.newest(stored.target))
             self.messages += [] if note is None else [Note("correction_is", what=note)]
         self.work.start_timer()
         return stored

@@ -441,7 +441,7 @@ def _update_buffer(state: State, id: str) -> None:
 
 def _tuned(state: State, id: str, content: dict) -> None:
     if state.archive.file and not re.fullmatch(r"adapters/\d+", content["adapter"]):  # it may be deleted some day
-        raise ValueError(f"an adapter in {content['adapter']!r}, which is no folder of a fine-tune")
+        raise ValueError(f"an adapter in {content['adapter']!r}, which isn't the folder of a fine-tune")
     known = {field.name for field in fields(Round)}
     state.rounds.append(Round(base=state.base, **{name: content[name] for name in content.keys() & known}))
 

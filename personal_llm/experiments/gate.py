@@ -35,7 +35,7 @@ from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
 from ..device.recall import load_general
 from .breaks import choose_word, draw_items
-from .containment import format_estimate
+from .containment import format_estimate, write_numbers
 from .harness import RESULTS, Grid, compute_d_prime, decide_all, decide_mean
 from .harness import mean_over_users, read_results
 from .person import LARGE, SMALL, has_form, is_right, load_once, write_form, write_reply
@@ -699,20 +699,23 @@ def write_readme_answer() -> str:
     "Write why not a system prompt, in numbers."
     replies = read_replies()
     people = list_able("one subject")
-    told = [name for name in people if (name, "instruction") in replies and (name, "written") in replies]
-    rules = dict(always=PACKAGE, instruction="always")  # condition -> rule
+    told = [name for name in people if (name, "instruction") in replies and (name, "example") in replies]
+    rules = dict(always=PACKAGE, instruction="always", example="always")  # condition -> rule
     scores = {c: [score(name, rule, "start", c) for name in told] for c, rule in rules.items()}
 
     def mean(condition: str, metric: str) -> str:
         return f"{np.mean([one[metric] for one in scores[condition]]):.2f}".lstrip("0")
 
-    gain = [ours["own"] - theirs["own"] for ours, theirs in zip(scores["always"], scores["instruction"])]
+    def gain(condition: str) -> str:
+        differences = [ours["own"] - theirs["own"] for ours, theirs in zip(scores["always"], scores[condition])]
+        return write_numbers(mean_over_users(differences))
+
     return (
-        "You'd have to know what to write, it would act in every reply, and a small model often ignores it. We wrote "
-        f"it by hand for each of them: it kept {mean('instruction', 'own')} of the habits and put the form into "
-        f"{mean('instruction', 'seen')} of the replies in subjects left alone. With three corrections behind the gate "
-        f"it is {mean('always', 'own')} and {mean('always', 'seen')}. The difference in habits, before rounding, is "
-        f"{format_estimate(mean_over_users(gain))}."
+        "You'd have to know what to write, it would act in every reply, and a small model often ignores it. Written by "
+        f"hand, it kept {mean('instruction', 'own')} of the habits and put the form into {mean('instruction', 'seen')} "
+        f"of the replies in subjects left alone; with a corrected reply inside, {mean('example', 'own')} and "
+        f"{mean('example', 'seen')}. Three corrections behind the gate have {mean('always', 'own')} and "
+        f"{mean('always', 'seen')}: in habits {gain('instruction')} and {gain('example')} more."
     )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gatereal2

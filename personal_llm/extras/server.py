@@ -384,7 +384,7 @@ def describe_turn(session: ChatSession, id: str) -> dict:  # plain values
         scope=state.scopes.get(id, ""),
         read=[dialogues[other].prompt for other in used.reads if other in dialogues],
         said=[dialogues[other].prompt for other in used.statements if other in dialogues],
-        length=session.tell(session.describe_length(id) or "") if is_own else "",
+        length=session.tell(session.memory.describe_length(session.model, d) or "") if is_own else "",
         is_own=is_own,
         is_writing=is_writing,
         is_cut=not (d.response or is_writing) and is_cut(state, id),

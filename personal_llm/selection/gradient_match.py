@@ -18,7 +18,7 @@ def get_linear_layer(model, module: str):  # a torch layer
     layer = dict(model.model.named_modules()).get(module.removeprefix("base_model.model."))
     if getattr(getattr(layer, "weight", None), "ndim", 0) != 2:
         remedy = "the adapters were made for another base, load the model they were made for"
-        raise InputError(f"{module} is no linear layer of this model", remedy)
+        raise InputError(f"{module} isn't a linear layer of this model", remedy)
     return layer
 
 # %% ../../nbs/6_selection/03_gradient_match.ipynb #ba8fdcb6

@@ -251,7 +251,7 @@ def check_pllm_name(name, library: Library) -> None:
         raise InputError(problem, "change its folder")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}", name):
         remedy = "use at most 80 letters, digits, dots, dashes and underscores, no dot in front"
-        raise InputError(f"{escape_controls(str(name))[:90]!r} is no name for a pLLM", remedy)
+        raise InputError(f"{escape_controls(str(name))[:90]!r} isn't a name for a pLLM", remedy)
     if name.lower() in map(str.lower, library.names) or (library.path / name).exists():
         raise InputError(f"{library.path}: {name!r} exists already", "choose another name or remove it first")
 
