@@ -11,6 +11,7 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device import personalizer
+from personal_llm.device.learning import choose_start
 from personal_llm.device.personalizer import Personalizer, collect_training
 from personal_llm.device.evidence import get_evidence, list_answered, list_unlearned
 from personal_llm.tuning.config import TuningConfig
@@ -178,6 +179,11 @@ def test_a_fine_tune_learns_saves_and_can_be_undone(model, tmp_path):
     with pytest.raises(InputError, match="no fine-tune"):
         again.undo_finetune()
     again.close()
+
+
+def test_where_a_fine_tune_began_is_told():
+    kinds = [choose_start(start, "mine", [], None, 0)[1] for start in (None, "mine", "another")]
+    assert kinds == ["", "last", "other"]
 
 
 @pytest.mark.parametrize("memories", [6, 0])

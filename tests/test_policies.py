@@ -285,6 +285,14 @@ def test_answers_find_the_subject_and_stay():
     assert all(d.origin != "model" for d in buffer.policy.select_training_dialogues(buffer.dialogues))
 
 
+def test_an_answer_takes_the_bin_of_an_unanswered_entry_or_of_an_approval_or_of_the_oldest():
+    buffer = Buffer(2)
+    offers = dict(d0="annotated", d1="model", d2="approved", d3="approved", d4="annotated", d5="annotated")
+    decisions = [buffer.add(turned(number, np.eye(6)[number], origin)) for number, origin in enumerate(offers.values())]
+    assert [decision.evicted for decision in decisions] == ["", "", "d1", "", "d2", "d0"]
+    assert not decisions[3].kept, "an approval takes no answer's bin"
+
+
 def test_a_repeated_prompt_is_not_asked_about():
     buffer = Buffer(4)
     buffer.add(turned(0, (1, 0), "annotated", prompt="How long does the flight to Rome take on Monday?"))
