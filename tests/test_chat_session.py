@@ -4,6 +4,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from candidates import Echo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -57,6 +58,12 @@ def test_a_turn_is_stored_when_its_last_piece_is_taken(model, tmp_path):
         assert say(session, "  ") == "" and len(session.turns) == 1
     with open_chat(model, tmp_path) as again:
         assert [d.response for d in again.turns] == [text]
+
+
+def test_an_empty_reply_is_told_and_not_stored(model, monkeypatch):
+    monkeypatch.setattr("personal_llm.device.chat.ReplyStream", lambda *given: Echo(""))
+    session = open_chat(model)
+    assert say(session, "What is tea?") == "" and session.turns == [] and len(session.pop_messages()) == 1
 
 
 def test_a_reply_reads_the_last_turns_as_they_were_corrected(model):
