@@ -140,6 +140,10 @@ def test_a_correction_is_read_at_once(model):
     say(session, "Is seven a prime number?")
     assert session.recalled.memories == (), "the turn is in the history, as it was corrected"
     assert ("assistant", "In short: yes.") in session.recalled.dialogue.history
+    session.open_talk()
+    say(session, "Is seven a prime number?")
+    say(session, "Is seven a prime number?")
+    assert session.recalled.memories, "this talk shows the prompt, but not the correction"
     with pytest.raises(InputError, match="write something first"):
         open_chat(model).react("up")
 

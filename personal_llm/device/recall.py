@@ -181,9 +181,9 @@ class Memory:
 
     def _find(self, state: State, dialogue: Dialogue, count_tokens, adapter, replaced, is_elsewhere) -> Recall:
         prompt = dialogue.prompt
-        shown = {text for role, text in dialogue.history if role == "user"}  # the talk shows these already
+        talk = {text for _, text in dialogue.history}
         said = self.list_statements(state) if self.config.memories and not is_elsewhere else []
-        said = [s for s in said if self.archive.dialogues[s.id].prompt not in shown and s.id not in replaced]
+        said = [s for s in said if self.archive.dialogues[s.id].prompt not in talk and s.id not in replaced]
         asked = read_prompt(prompt) if said else None
         evidence = get_evidence(state)
         texts = [prompt, *(s.text for s in said)] if evidence.taught or said else []
@@ -199,6 +199,7 @@ class Memory:
             options = self.config, count_tokens, dialogue.time
             statements, updated = choose_statements(said, own, least, asked, rows[0], *options)
         choose = partial(retrieve, verdict.answers, verdict.similarities, prompt, self.config, count_tokens)
+        shown = {d.prompt for d in verdict.answers if talk.issuperset((d.prompt, d.response))}
         memories = choose(shown)
         while private := {d.prompt for d in memories if is_elsewhere and is_private(d.text)}:
             shown |= private
