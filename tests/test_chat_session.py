@@ -4,6 +4,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from candidates import Echo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from personal_llm.device import personalizer, recall
 from personal_llm.base.text import clean_text
 from personal_llm.device.chat import ChatSession
 from personal_llm.device.idle import BackgroundWork, describe_error
+from personal_llm.device.recall import describe_scopes
 from personal_llm.device.evidence import get_evidence
 from personal_llm.device.personalizer import collect_training
 from personal_llm.tuning.config import TuningConfig
@@ -56,6 +58,12 @@ def test_a_turn_is_stored_when_its_last_piece_is_taken(model, tmp_path):
         assert say(session, "  ") == "" and len(session.turns) == 1
     with open_chat(model, tmp_path) as again:
         assert [d.response for d in again.turns] == [text]
+
+
+def test_an_empty_reply_is_told_and_not_stored(model, monkeypatch):
+    monkeypatch.setattr("personal_llm.device.chat.ReplyStream", lambda *given: Echo(""))
+    session = open_chat(model)
+    assert say(session, "What is tea?") == "" and session.turns == [] and len(session.pop_messages()) == 1
 
 
 def test_a_reply_reads_the_last_turns_as_they_were_corrected(model):
@@ -741,7 +749,7 @@ def test_the_line_after_a_correction_says_where_the_gate_applies_it(model, monke
         say(session, prompt)
         id = session.me.state.root(session.turns[0])
         session.react("better", "In short: yes.", id=id)
-        names += session.memory.describe_scopes(session.state, [id]).list_names()[1:]
+        names += describe_scopes(session.memory, session.state, [id]).list_names()[1:]
     session.scoping.scope_correction("here")
-    names += session.memory.describe_scopes(session.state, [id]).list_names()[1:]
+    names += describe_scopes(session.memory, session.state, [id]).list_names()[1:]
     assert names == ["applies_auto", "applies_widely", "applies_here"]

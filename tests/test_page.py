@@ -146,8 +146,7 @@ def test_a_browser_stays_signed_in_and_scripts_see_no_cookie(page):
     page.browser.close()
     page.browser.switch_to.window(first)
     page.browser.delete_all_cookies()
-    page.browser.get("about:blank")
-    page.browser.get(f"{page.running.address}/#code={CODE}")
+    page.browser.get(f"{page.running.address}/#code={CODE}")  # a link in a tab that shows the page
     page.until(lambda: page.find("#connect").is_displayed())
     page.until(lambda: "token is missing or wrong" in page.find("#note").text)
     page.find("#token").send_keys("wrong", Keys.ENTER)

@@ -526,7 +526,10 @@ def test_learning_goes_on_in_the_background_and_the_reply_uses_it(tmp_path):
         learned = [line for line in told if line.startswith("learned")]
         assert learned == ["learned the replies you wanted to 2 messages, the newest “My back hurts.”"]
         assert (status["way"], status["undo"]) == ("undo", "what was learned last")
-        assert "fine-tune" in complete(running, "My knee hurts again.")["me"]["source"]
+        me = complete(running, "My knee hurts again.")["me"]
+        assert "fine-tune" in me["source"]
+        ask("POST", "/me/react", dict(id=me["id"], kind="up"))
+        assert ask("GET", "/me/status")[1]["way"] == "take_back", "the newest act comes first"
         assert ask("POST", "/me/undo")[0] == 200 and ask("GET", "/me/status")[1]["finetunes"] == 0
         assert ask("POST", "/me/learn")[0] == 200 and ask("POST", "/me/stop")[0] == 200
         status = ask("GET", "/me/status")[1]
