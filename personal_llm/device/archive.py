@@ -128,7 +128,7 @@ def hold_folder(folder):  # a `FileLock`
         lock.acquire()
     except Timeout:
         problem = f"{folder}: another program is at work in this folder, or another object of this one"
-        raise InputError(problem, "end it, call me.close(), or choose another folder") from None
+        raise InputError(problem, "end it (in Python with me.close()), or choose another folder") from None
     except (OSError, NotImplementedError) as error:  # such as on a disk in the network
         problem = f"{folder}: cannot be locked ({getattr(error, 'strerror', None) or error})"
         raise InputError(problem, "choose a folder on a disk of this computer, which you may write") from error

@@ -30,6 +30,7 @@ from personal_llm.app.personalize import check_memory_folder
 from personal_llm.base.text import clean_text, count_nouns
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession
 from personal_llm.device.forgetting import fold, holds
+from personal_llm.device.recall import describe_length
 from personal_llm.device.state import CLIENT, FILE
 from personal_llm.device.personalizer import describe_act
 from personal_llm.device.evidence import describe_state, find_habit_question, list_answered, list_corrected, list_habits
@@ -397,7 +398,7 @@ def describe_turn(session: ChatSession, id: str) -> dict:  # plain values
         scope=state.scopes.get(id, ""),
         read=[dialogues[other].prompt for other in used.reads if other in dialogues],
         said=[dialogues[other].prompt for other in used.statements if other in dialogues],
-        length=session.tell(session.memory.describe_length(session.model, d) or "") if is_own else "",
+        length=session.tell(describe_length(session.memory, session.model, d) or "") if is_own else "",
         is_own=is_own,
         is_writing=is_writing,
         is_cut=not (d.response or is_writing) and is_cut(state, id),
