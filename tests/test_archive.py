@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from personal_llm.app.personalize import check_memory_folder
 from personal_llm.base.core import Dialogue, InputError
+from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import ARCHIVE_FILE, Archive, delete_dialogues, hold_folder, is_archive_file
-from personal_llm.device.archive import load_vectors, purge, store_vectors
+from personal_llm.device.archive import load_vectors, open_archive, purge, store_vectors
+from personal_llm.device.state import State, open_state
 
 
 def say(archive, prompt, response="An answer.", history=(), talk="monday", **fields):
@@ -125,17 +128,74 @@ def test_an_archive_in_memory_needs_no_temporary_file():
 
 
 def test_a_folder_is_held_once_also_within_one_program(tmp_path):
+    (tmp_path / ARCHIVE_FILE).touch()
     held = hold_folder(tmp_path)
-    with pytest.raises(InputError, match="another program is at work.*me.close()"):
-        hold_folder(tmp_path)
+    for read in (hold_folder, check_memory_folder):  # the second one before a model is loaded
+        with pytest.raises(InputError, match="another program is at work.*me.close()"):
+            read(tmp_path)
     held.release()
+    check_memory_folder(tmp_path)
     hold_folder(tmp_path).release()
+
+
+@pytest.mark.parametrize("folder", ["~nobody-of-this-name/me", "a\0b", "a" * 300, 5, b"me"])
+def test_what_names_no_folder_is_one_line(folder):
+    for read in (Archive, hold_folder, check_memory_folder):
+        with pytest.raises(InputError, match="names no folder .*; choose another folder"):
+            read(folder)
+
+
+@pytest.mark.parametrize("other, is_damage", [(".lock", 0), ("memory.sqlite-journal", 0), ("adapters", 1)])
+def test_an_empty_file_is_a_first_opening_that_was_interrupted_or_damage(other, is_damage, tmp_path):
+    for name in (ARCHIVE_FILE, other):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match="damaged .file is not a database" if is_damage else "no memory here"):
+        open_archive(tmp_path)
+    if is_damage:
+        with pytest.raises(InputError, match="memory.sqlite: damaged"):
+            Archive(tmp_path)
+        assert (tmp_path / ARCHIVE_FILE).stat().st_size == 0
+    else:
+        Archive(tmp_path).close()
 
 
 def write_foreign(file, query):
     with sqlite3.connect(file) as other:
         other.execute(query)
     other.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "dialogues SET prompt = CAST(prompt || x'ff' AS TEXT)",
+        "dialogues SET response = CAST(response AS BLOB)",
+        "dialogues SET details = json_set(details, '$.origin', 'Berlin')",
+        "dialogues SET time = 'Berlin'",
+        "events SET content = json_set(content, '$.scope', 'Berlin') WHERE kind = 'scoped'",
+        "events SET content = CAST(content || x'ff' AS TEXT)",
+    ],
+)
+def test_a_damaged_field_is_named_with_its_file_and_without_its_text(change, tmp_path):
+    archive = Archive(tmp_path)
+    state = State(archive, Buffer(4, "fifo"))
+    state.record("configured", base="b", model="m", settings={}, buffer=state.buffer.header())
+    said = say(archive, "I live in Berlin.", "In Berlin?", origin="model")
+    state.record("scoped", said.id, scope="here", act=1)
+    archive.close()
+    write_foreign(tmp_path / ARCHIVE_FILE, f"UPDATE {change}")
+    with pytest.raises(InputError, match="^.*memory.sqlite: damaged .*restore a copy") as failure:
+        open_state(Archive(tmp_path))
+    assert "Berlin" not in str(failure.value)
+
+
+@pytest.mark.parametrize("vector", ["x'00'", "x'0000807f'", "zeroblob(8)", "'text'"])
+def test_a_damaged_vector_counts_as_missing(vector, tmp_path):
+    archive = Archive(tmp_path)
+    ids = [say(archive, prompt).id for prompt in ("Who wrote Emma?", "And Ulysses?")]
+    store_vectors(archive, "encoder", dict.fromkeys(ids, [0.6, 0.8]))
+    archive.execute(f"UPDATE dialogues SET vector = {vector} WHERE id = ?", (ids[0],))
+    assert [*load_vectors(archive, "encoder")] == ids[1:]
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,8 @@ BEGINS, ENDS = "\x1b[200~", "\x1b[201~"
 
 @pytest.fixture
 def typed(monkeypatch):
-    "A function that types into a terminal of this test, which is the chat's."
+    "A function that types into a terminal of this test, which is the chat's and marks no pastes by itself."
+    monkeypatch.setenv("TERM", "dumb")
     master, slave = pty.openpty()
     with os.fdopen(slave) as terminal:
         monkeypatch.setattr(sys, "stdin", terminal)
@@ -255,6 +256,14 @@ def test_lines_that_came_during_a_reply_are_one_message_and_no_command(typed):
     assert message == "A page.\n/always Be rude.\n" and isinstance(message, chat.Pasted)
     typed("/up\n")
     assert not isinstance(chat.read_message("> "), chat.Pasted), "a single line may be a command"
+
+
+def test_lines_typed_ahead_in_a_terminal_that_marks_pastes_are_one_each(typed, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    lines = ["/better In short: a king.\n", "What is 2+2?\n", "/undo\n"]
+    typed("".join(lines))
+    messages = [chat.read_message("> ") for _ in lines]
+    assert messages == lines and not any(isinstance(message, chat.Pasted) for message in messages)
 
 
 @pytest.mark.parametrize("begins, ends", [("", ""), (BEGINS, ENDS)])

@@ -17,6 +17,7 @@ from personal_llm.device import personalizer, recall
 from personal_llm.base.text import clean_text
 from personal_llm.device.chat import ChatSession
 from personal_llm.device.idle import BackgroundWork, describe_error
+from personal_llm.device.recall import describe_scopes
 from personal_llm.device.evidence import get_evidence
 from personal_llm.device.personalizer import collect_training
 from personal_llm.tuning.config import TuningConfig
@@ -139,6 +140,10 @@ def test_a_correction_is_read_at_once(model):
     say(session, "Is seven a prime number?")
     assert session.recalled.memories == (), "the turn is in the history, as it was corrected"
     assert ("assistant", "In short: yes.") in session.recalled.dialogue.history
+    session.open_talk()
+    say(session, "Is seven a prime number?")
+    say(session, "Is seven a prime number?")
+    assert session.recalled.memories, "this talk shows the prompt, but not the correction"
     with pytest.raises(InputError, match="write something first"):
         open_chat(model).react("up")
 
@@ -748,7 +753,7 @@ def test_the_line_after_a_correction_says_where_the_gate_applies_it(model, monke
         say(session, prompt)
         id = session.me.state.root(session.turns[0])
         session.react("better", "In short: yes.", id=id)
-        names += session.memory.describe_scopes(session.state, [id]).list_names()[1:]
+        names += describe_scopes(session.memory, session.state, [id]).list_names()[1:]
     session.scoping.scope_correction("here")
-    names += session.memory.describe_scopes(session.state, [id]).list_names()[1:]
+    names += describe_scopes(session.memory, session.state, [id]).list_names()[1:]
     assert names == ["applies_auto", "applies_widely", "applies_here"]

@@ -109,6 +109,16 @@ def test_every_adapter_from_the_first_that_learned_it_goes(tmp_path):
     assert open_state(state.archive).rounds == state.rounds
 
 
+def test_another_fine_tune_in_the_folder_of_an_undone_one_stays():
+    talks = Talks()
+    for id in "ab":
+        talks.say(id, f"Question {id}?", "An answer.", talk=id)
+    talks.tune(0, "a")
+    talks.state.record("undone")
+    talks.tune(0, "b")
+    assert talks.plan(ids=["a"]).adapters == () and len(talks.plan(ids=["b"]).adapters) == 1
+
+
 def test_what_a_forgotten_adapter_learned_waits_to_be_learned_again():
     talks = Talks(policy="answers-first")
     for id in "ab":

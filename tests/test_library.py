@@ -126,7 +126,7 @@ MINE = SHIPPED["plain"].explanation
 @pytest.mark.parametrize(
     "change, line",
     [
-        *((dict(name=name), "no name|exists already") for name in NAMES),
+        *((dict(name=name), "isn't a name|exists already") for name in NAMES),
         (dict(explanation=replace(MINE, space="another")), "explained in space another"),
         (dict(explanation=replace(MINE, row=np.full(2, np.nan))), "not finite"),
         (dict(adapter=ASSETS), "no adapter here"),

@@ -155,7 +155,7 @@ def test_the_verdicts_are_those_of_the_summary():
     summary = (ROOT / "nbs" / "experiments" / "00_summary.ipynb").read_text(encoding="utf-8")
     assert "SDSS: 6 claims: 0 holds, 0 partly, 0 level, 0 refuted, 5 underpowered, 1 not measured" in summary
     assert "XPerT: 9 claims: 1 holds, 0 partly, 0 level, 5 refuted, 1 underpowered, 2 not measured" in summary
-    verdicts = "none of SDSS's six is decided (our rows can't show such gains); "
+    verdicts = "none of SDSS's six is decided (our runs are too small to show its gains); "
     verdicts += "of XPerT's nine, one holds, five are refuted"
     assert verdicts in as_one_line(README)
 

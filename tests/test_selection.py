@@ -56,7 +56,7 @@ def test_slopes_are_finite_differences(architecture, tmp_path):
     weights = load_file(other / WEIGHTS_FILE)
     save_file({name.replace(".model.", ".model.no."): weight for name, weight in weights.items()}, other / WEIGHTS_FILE)
     hooks = [dict(layer._forward_hooks) for layer in model.model.modules()]
-    with pytest.raises(InputError, match="no linear layer"):
+    with pytest.raises(InputError, match="isn't a linear layer"):
         compute_slopes(model, dialogues, dict(one=tmp_path, other=other))
     assert hooks == [dict(layer._forward_hooks) for layer in model.model.modules()]
 

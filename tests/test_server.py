@@ -134,6 +134,21 @@ def test_each_field_is_followed_ignored_or_refused_by_name(served, is_stream):
     assert describe_state(served.session.me.state)["stored"] == before
 
 
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        dict(role="tool", tool_call_id="1", content="noon"),
+        dict(role="assistant", content=None, tool_calls=[dict(id="1", type="function")]),
+        dict(role="user", content=[dict(type="text", text="Look"), dict(type="image_url", image_url={})]),
+    ],
+)
+def test_a_reply_says_what_of_the_history_it_did_not_read(served, earlier):
+    for model in server.MODELS:
+        me = complete(served, model=model, messages=[*messages("Hi", "Hello"), earlier, *messages("And now?")])["me"]
+        assert me["note"] == "left out: tools, pictures, sound or files of 1 message"
+    assert "note" not in complete(served, messages=messages("Hi", "Hello", "And now?"))["me"]
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),

@@ -94,8 +94,11 @@ def read_line(prompt: str = "") -> str:  # with its line end; "" at the end of a
         return sys.stdin.readline() if sys.stdin else ""
 
 
+MARKS_NO_PASTES = ("", "dumb", "linux")  # names in TERM; what comes at once may be a paste there
+
+
 def has_waiting_line() -> bool:
-    "Return whether a terminal has more text at once, as after a paste."
+    "Return whether a terminal that doesn't mark pastes has more text at once; elsewhere such lines were typed."
     if not is_terminal():
         return False
     if os.name == "nt":
@@ -103,6 +106,8 @@ def has_waiting_line() -> bool:
 
         time.sleep(0.05)
         return msvcrt.kbhit()
+    if os.environ.get("TERM", "") not in MARKS_NO_PASTES:
+        return False
     return bool(select.select([sys.stdin], [], [], 0.05)[0])
 
 
@@ -183,7 +188,10 @@ def explain_reply(session) -> list[Note]:
     notes = recalled.reasons
     if len(notes) == 1:
         notes = [Note("corrections_apply" if does_apply else "corrections_do_not_apply", reason=notes[0])]
-    notes += [Note("no_example")] * bool(recalled.verdict.answers and not recalled.memories)
+    if recalled.verdict.answers and not recalled.memories:
+        shown = {text for role, text in recalled.dialogue.history if role == "user"}
+        is_shown = shown.issuperset(d.prompt for d in recalled.verdict.answers)
+        notes.append(Note("shown_already" if is_shown else "no_example"))
     num_lost = count_lost(session.model, recalled)
     notes += [Note("answer_did_not_fit", prompt=d.prompt) for d in recalled.memories[:num_lost]]
     notes += [Note("example", prompt=d.prompt, reply=d.response) for d in recalled.memories[num_lost:]]
@@ -342,7 +350,9 @@ def run_line(session, line: str) -> None:
     except KeyboardInterrupt:
         pieces.close()
         session.stop_reply()
+        print("\n" * has_text, end="")
         print_note("stopped; this turn is not stored")
+        has_text = False
     if has_text:
         print(flush=True)
     source = session.describe_source() if session.recalled is not before else ""  # before: no reply was written

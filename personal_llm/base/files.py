@@ -31,6 +31,18 @@ def make_folder(path) -> Path:
     return path
 
 
+def expand_folder(path) -> Path:
+    "Return a folder's path, with ~ as the home folder; raise `InputError` for what names no folder."
+    try:
+        folder = Path(path).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.stat()  # raises for a name that is too long
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)[:60]!r}: names no folder ({reason})", "choose another folder") from error
+    return folder
+
+
 def check_is_folder(path) -> None:
     "Raise `InputError` for a file; a folder need not exist yet."
     path = Path(path)

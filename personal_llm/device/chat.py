@@ -16,12 +16,13 @@ from ..base.core import Dialogue, InputError, check
 from ..base.notes import Note, note_date, say
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import clean_text, clean_visible, find_language, format_date
+from ..memory.feedback import Reaction
 from ..memory.gate import Verdict
 from ..memory.retrieval import split_lost
-from ..memory.statements import NOT_COVERED
+from ..memory.statements import NOT_COVERED, describe_wishes
 from .forgetting import ForgetPlan, drop_forgotten
 from .idle import Background, describe_error
-from .recall import Recall
+from .recall import Memory, Recall, describe_length, describe_scopes
 from .personalizer import Personalizer, skip_question
 from .state import CLIENT, State
 from .evidence import GROUPS, find_habit_question, list_corrected, list_habits
@@ -65,6 +66,12 @@ class Talk:
             turns = [d for d in self.turns if d.response and self.state.root(d) not in rest]
         return turns[-self.num_turns :]
 
+    def read_history(self, history, before: list[Dialogue]) -> list:  # (role, text) pairs; history: of a program
+        "Return what a message reads of the talk before it: our turns, or a program's without what was forgotten."
+        if history is None:
+            return [pair for d in before for pair in (("user", d.prompt), ("assistant", d.response))]
+        return drop_forgotten(self.state.archive, [(role, clean_text(text)) for role, text in history])
+
 # %% ../../nbs/7_device/10_chat.ipynb #cht4scop
 def tell(state: State, note) -> str:  # note: a `Note`, or a text as it is
     "Return what a person is told, in the language of their newest messages if we have it in that."
@@ -102,7 +109,7 @@ class Scoping:
     def _scope(self, dialogues: list[Dialogue], scope: str) -> str:
         self.me.scope(dialogues, scope)
         self.subject = [*map(self.state.root, dialogues)]
-        return tell(self.state, self.me.memory.describe_scopes(self.state, self.subject))
+        return tell(self.state, describe_scopes(self.me.memory, self.state, self.subject))
 
     def show_habit_question(self) -> str:  # "" if there is none that was not shown
         "Return the question about a habit, once; it counts as asked with its answer, or with the next message."
@@ -168,6 +175,20 @@ def describe_source(model, recalled: Recall, reply: ReplyStream) -> Note | None:
     if reply is not None and reply.end_reason in CUTS:
         notes.append(Note(CUTS[reply.end_reason]))
     return Note("line", parts=tuple(notes)) if notes else None
+
+
+def describe_reaction(memory: Memory, state: State, stored: Reaction) -> Note:
+    "Say what a reaction changes."
+    id = stored.target
+    if stored.kind == "better":
+        return describe_scopes(memory, state, [id])
+    about = dict(prompt=state.list_prompts([id]))
+    if stored.kind in GROUPS:
+        return Note(stored.kind, **about)
+    parts = [Note("noted", **about)]
+    if stored.kind == "down":
+        parts.append(Note("correction_ended") if state.is_own(id) else Note("show_wanted"))
+    return Note("line", parts=tuple(parts))
 
 # %% ../../nbs/7_device/10_chat.ipynb #cht4lrnc
 class ChatSession:
@@ -286,7 +307,7 @@ class ChatSession:
         earlier = self.recalled, self.reply
         try:
             before = self.talk.list_before(rest) if history is None else []
-            given = self._read_history(history, before)
+            given = self.talk.read_history(history, before)
             new = Dialogue(prompt, "", given, time=self.clock(), origin="model")
             self.recalled = self._recall(new, rest, is_person)
             with self.me.use_adapter(self.recalled.adapter):
@@ -311,11 +332,6 @@ class ChatSession:
             self._store(new.derive(response=self.reply.text, parents=()), rest, history is None, before)
             self.work.start_timer()
 
-    def _read_history(self, history, before: list) -> list:  # history: None if the talk is ours -> (role, text) pairs
-        if history is None:
-            return [pair for d in before for pair in (("user", d.prompt), ("assistant", d.response))]
-        return drop_forgotten(self.state.archive, [(role, clean_text(text)) for role, text in history])
-
     def _recall(self, new: Dialogue, rest: list, is_person: bool) -> Recall:
         if new.history and new.history[0][0] == "system" and not is_person:  # a program decides alone about its task
             return Recall(new, verdict=Verdict(reasons=(Note("of_program"),)), is_silent=True)
@@ -336,7 +352,7 @@ class ChatSession:
             self.me.arrive(said, CLIENT, self.recalled, None, rest)
             return
         self.me.arrive(said, self.talk.key, self.recalled, [*map(self.state.root, before)], rest)
-        notes = self.memory.describe_wishes(said.prompt)
+        notes = describe_wishes(said.prompt) if self.memory.config.memories else []
         self.messages += [note for note in notes if note != NOT_COVERED or not self.is_told]
         self.is_told = self.is_told or NOT_COVERED in notes
 
@@ -358,7 +374,7 @@ class ChatSession:
         stored = self.me.react(d, kind, text, self.clock(), scope)
         if kind == "better":
             self.scoping.subject = [stored.target]
-            note = self.memory.describe_length(self.model, self.state.newest(stored.target))
+            note = describe_length(self.memory, self.model, self.state.newest(stored.target))
             self.messages += [] if note is None else [Note("correction_is", what=note)]
         self.work.start_timer()
         return stored
@@ -372,16 +388,7 @@ class ChatSession:
 
     def describe_reaction(self, stored) -> str:  # stored: of `react`
         "Return a line about what a reaction changes."
-        id = stored.target
-        if stored.kind == "better":
-            return self.tell(self.memory.describe_scopes(self.state, [id]))
-        about = dict(prompt=self.state.list_prompts([id]))
-        if stored.kind in GROUPS:
-            return self.tell(Note(stored.kind, **about))
-        parts = [Note("noted", **about)]
-        if stored.kind == "down":
-            parts.append(Note("correction_ended") if self.state.is_own(id) else Note("show_wanted"))
-        return self.tell(Note("line", parts=tuple(parts)))
+        return self.tell(describe_reaction(self.memory, self.state, stored))
 
     def undo(self) -> str:  # a line that names it
         "Take back the last reaction, scope or instruction; the next scope is about the corrections that it named."
@@ -392,7 +399,7 @@ class ChatSession:
         named = [event.dialogue for event in acts]
         note = self.me.undo()
         if acts[0].kind == "scoped":
-            note = Note("sentences", parts=(note, self.memory.describe_scopes(self.state, named)))
+            note = Note("sentences", parts=(note, describe_scopes(self.memory, self.state, named)))
         self.scoping.subject = named
         self.work.start_timer()
         return self.tell(note)

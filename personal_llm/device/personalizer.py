@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check, check_dialogues
+from ..base.files import expand_folder
 from ..base.text import make_valid
 from ..base.display import Displayed
 from ..base.models import check_model
@@ -269,7 +270,7 @@ class Personalizer(Displayed):
         self.config = check(config or TuningConfig(), TuningConfig, "config")
         self.lexicons = lexicons or load_lexicons()
         self.start = check_start(start, model)
-        self.folder = Path(folder).expanduser() if folder else None
+        self.folder = expand_folder(folder) if folder else None
         self.opens_questions = False  # True: a question waits for `react`, and nobody is called
         self.archive = Archive(folder, is_alone=True)
         self.state = _begin(self.archive, buffer)

@@ -652,12 +652,12 @@ def splice_choices(rule: str, state="start", condition: str = "always", people: 
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0025
 def compare(metric: str, state, first: tuple, second: tuple, people: list) -> np.ndarray:  # (rule, condition) each
-    "Return first minus second, a number a person."
+    "Return first minus second, one number per person."
     values = [[score(name, rule, state, condition)[metric] for rule, condition in (first, second)] for name in people]
     return np.array([a - b for a, b in values])
 
 
-def list_plan_tests() -> dict:  # name -> (differences, a number a person; the margin by which they are shifted)
+def list_plan_tests() -> dict:  # name -> (differences, one number per person; the margin by which they are shifted)
     "Return the plan's six tests, by people with a form in one subject."
     gate, today = ("gate", "always"), ("today", "always")
     people = list_able("one subject")

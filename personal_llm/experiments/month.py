@@ -578,6 +578,6 @@ def write_readme_month() -> str:
     days = f"{now['complaint_days']:g} of {DAYS} days ({before['complaint_days']:g})"
     return (
         "People don't live in that order. In [a simulated month](experiments/81_month.ipynb) the form is in "
-        f"{write('current')} of the replies where it belongs (in brackets: {BEFORE}). The median person would complain "
-        f"on {days}, mostly about forms elsewhere. Our bar was 3."
+        f"{write('current')} of the replies where it belongs (in brackets: with an earlier version, {BEFORE}). The "
+        f"median person would complain on {days}, mostly about forms elsewhere. Our bar was 3."
     )

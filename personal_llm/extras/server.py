@@ -27,9 +27,10 @@ from personal_llm.base.replies import ReplyOptions, ReplyStream, Thought
 from personal_llm.base.weights import WEIGHTS
 from personal_llm.memory.feedback import SCOPES, name_scope
 from personal_llm.app.personalize import check_memory_folder
-from personal_llm.base.text import clean_text
+from personal_llm.base.text import clean_text, count_nouns
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession
 from personal_llm.device.forgetting import fold, holds
+from personal_llm.device.recall import describe_length
 from personal_llm.device.state import CLIENT, FILE
 from personal_llm.device.personalizer import describe_act
 from personal_llm.device.evidence import describe_state, find_habit_question, list_answered, list_corrected, list_habits
@@ -218,6 +219,12 @@ class Message(BaseModel, strict=True):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | list[Part] | None = None
+    tool_calls: object = None
+
+    @property
+    def has_other_parts(self) -> bool:
+        "Whether it has pictures, sound or files, which we can't read."
+        return isinstance(self.content, list) and any(part.type not in TEXT_TYPES for part in self.content)
 
     def read(self) -> str:
         "Return the text of all parts."
@@ -263,8 +270,7 @@ class CompletionRequest(BaseModel, strict=True, extra="allow"):
         if isinstance(self.stop, list) and len(self.stop) > MOST_STOPS:
             raise HTTPException(400, f"stop: {len(self.stop)} texts; send {MOST_STOPS} at most")
         check_model_name(self.model)
-        content = self.messages[-1].content
-        if isinstance(content, list) and any(part.type not in TEXT_TYPES for part in content):
+        if self.messages[-1].has_other_parts:
             raise HTTPException(400, "messages: this model reads text only; leave out pictures, sound and files")
         if self.messages[-1].role != "user" or not self.messages[-1].read():
             raise HTTPException(400, "messages: the last one must be a text of the user")
@@ -276,6 +282,11 @@ class CompletionRequest(BaseModel, strict=True, extra="allow"):
         system = "\n\n".join(text for role, text in turns if role in ("system", "developer") and text)
         own = [(role, text) for role, text in turns if role in ("user", "assistant") and text]
         return [("system", system)] * bool(system) + own
+
+    def describe_loss(self) -> str:  # empty: nothing is lost
+        "Say how many of the turns before the prompt hold more than `get_history` returns."
+        lost = [m for m in self.messages[:-1] if m.has_other_parts or m.tool_calls or m.role in ("tool", "function")]
+        return f"left out: tools, pictures, sound or files of {count_nouns(len(lost), 'message')}" * bool(lost)
 
     def get_options(self, max_length: int) -> ReplyOptions:  # max_length: of a dialogue, in tokens
         "Return the options of the reply; half of a dialogue is the prompt's."
@@ -310,7 +321,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool
     if not is_of_page:
         check_length(session.model, given, options)
     if wanted.model == "personal-base" or is_task:
-        own = dict(note="a task of the program: answered by personal-base, and not stored") if is_task else {}
+        own = {}
         reply = ReplyStream(session.model, given, options)
         yield from reply
     else:
@@ -332,6 +343,9 @@ def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool
         )
         own["reasons"] = [session.tell(reason) for reason in session.recalled.reasons]
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
+    notes = ["a task of the program: answered by personal-base, and not stored"] * is_task + [wanted.describe_loss()]
+    if any(notes):
+        own["note"] = "; ".join(filter(None, notes))
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
     usage |= dict(total_tokens=reply.num_prompt_tokens + reply.num_tokens)
     yield dict(text=reply.text, finish_reason=reply.end_reason or "stop", usage=usage, me=own)
@@ -384,7 +398,7 @@ def describe_turn(session: ChatSession, id: str) -> dict:  # plain values
         scope=state.scopes.get(id, ""),
         read=[dialogues[other].prompt for other in used.reads if other in dialogues],
         said=[dialogues[other].prompt for other in used.statements if other in dialogues],
-        length=session.tell(session.memory.describe_length(session.model, d) or "") if is_own else "",
+        length=session.tell(describe_length(session.memory, session.model, d) or "") if is_own else "",
         is_own=is_own,
         is_writing=is_writing,
         is_cut=not (d.response or is_writing) and is_cut(state, id),
