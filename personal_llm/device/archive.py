@@ -207,8 +207,7 @@ class Archive:
                 self._note(Dialogue(prompt, response, history, id=id, time=time, **fields), talk, items)
             query = "SELECT number, kind, dialogue, content FROM events ORDER BY number"
             events = self.connection.execute(query).fetchall()
-            contents = json.loads(f"[{','.join(text for *_, text in events)}]")
-            self.events = [Event(*event[:2], event[2] or "", row) for event, row in zip(events, contents, strict=True)]
+            self.events = [Event(number, kind, id or "", json.loads(text)) for number, kind, id, text in events]
 
     def _note(self, dialogue: Dialogue, talk: str, items: list) -> None:
         self.dialogues[dialogue.id] = dialogue
