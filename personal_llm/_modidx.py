@@ -3416,6 +3416,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'personal_llm/memory/retrieval.py'),
                                                'personal_llm.memory.retrieval.find_rare_words': ( '3_memory/retrieval.html#find_rare_words',
                                                                                                   'personal_llm/memory/retrieval.py'),
+                                               'personal_llm.memory.retrieval.find_shown': ( '3_memory/retrieval.html#find_shown',
+                                                                                             'personal_llm/memory/retrieval.py'),
                                                'personal_llm.memory.retrieval.find_updates': ( '3_memory/retrieval.html#find_updates',
                                                                                                'personal_llm/memory/retrieval.py'),
                                                'personal_llm.memory.retrieval.is_surely_changed': ( '3_memory/retrieval.html#is_surely_changed',

@@ -139,11 +139,15 @@ def test_a_correction_is_read_at_once(model):
     session.react("better", "In short: yes.")
     say(session, "Is seven a prime number?")
     assert session.recalled.memories == (), "the turn is in the history, as it was corrected"
+    assert "shown_already" in [note.name for note in explain_reply(session)]
     assert ("assistant", "In short: yes.") in session.recalled.dialogue.history
     session.open_talk()
     say(session, "Is seven a prime number?")
     say(session, "Is seven a prime number?")
     assert session.recalled.memories, "this talk shows the prompt, but not the correction"
+    asked = session.recalled.dialogue.derive(history=[("user", "Is seven a prime number?"), ("assistant", "No.")])
+    session.recalled = replace(session.recalled, dialogue=asked, memories=())
+    assert "no_example" in [note.name for note in explain_reply(session)]
     with pytest.raises(InputError, match="write something first"):
         open_chat(model).react("up")
 

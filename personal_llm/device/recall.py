@@ -19,7 +19,7 @@ from ..base.files import ASSETS
 from ..data.reading import load_replay
 from ..base.notes import Note
 from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, judge
-from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, retrieve
+from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, find_shown, retrieve
 from ..memory.statements import FIT, Statement, find_statements, is_private, read_prompt
 from .archive import Archive, load_vectors, store_said, store_vectors
 from .state import State
@@ -181,9 +181,9 @@ class Memory:
 
     def _find(self, state: State, dialogue: Dialogue, count_tokens, adapter, replaced, is_elsewhere) -> Recall:
         prompt = dialogue.prompt
-        talk = {text for _, text in dialogue.history}
+        told = {text for role, text in dialogue.history if role == "user"}  # the talk shows these already
         said = self.list_statements(state) if self.config.memories and not is_elsewhere else []
-        said = [s for s in said if self.archive.dialogues[s.id].prompt not in talk and s.id not in replaced]
+        said = [s for s in said if self.archive.dialogues[s.id].prompt not in told and s.id not in replaced]
         asked = read_prompt(prompt) if said else None
         evidence = get_evidence(state)
         texts = [prompt, *(s.text for s in said)] if evidence.taught or said else []
@@ -199,7 +199,7 @@ class Memory:
             options = self.config, count_tokens, dialogue.time
             statements, updated = choose_statements(said, own, least, asked, rows[0], *options)
         choose = partial(retrieve, verdict.answers, verdict.similarities, prompt, self.config, count_tokens)
-        shown = {d.prompt for d in verdict.answers if talk.issuperset((d.prompt, d.response))}
+        shown = find_shown(verdict.answers, dialogue.history)
         memories = choose(shown)
         while private := {d.prompt for d in memories if is_elsewhere and is_private(d.text)}:
             shown |= private
