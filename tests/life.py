@@ -9,13 +9,17 @@ from types import SimpleNamespace
 
 from personal_llm.base.core import ANSWERED_ORIGINS, Dialogue
 from personal_llm.device.state import FILE
-from personal_llm.explanation.card import is_taken_out
+from personal_llm.explanation.card import is_taken_out, make_card
 from personal_llm.base.text import format_date
 from personal_llm.memory.gate import Evidence, General
 from personal_llm.memory.statements import Statement
-from plain import dot, judge_plainly, lay_out, read_corrections
+from plain import dot, follow, judge_plainly, lay_out, read_corrections
 
 GATE_WORDS = dict(here_too="wanted", not_here="plain")  # kind of a reaction -> the group of its reply
+
+
+def is_private(text: str) -> bool:
+    return "milk" in text
 
 
 def place(text: str) -> list:
@@ -67,6 +71,7 @@ class Life:
         self.num_instructions = 0
         self.rounds = []  # with name, base, step, and what was learned: id -> (text, whether it was an answer)
         self.base = ""
+        self.asked = set()  # ids of corrections whose place was asked about
 
     def step(self) -> int:
         self.num_steps += 1
@@ -102,6 +107,7 @@ class Life:
         return kind
 
     def scope(self, ids: list, scope: str) -> None:
+        self.asked |= {*ids}
         self.acts.append(Act([*ids], "scope", scope=scope, step=self.step()))
 
     def instruct(self, number: int, text: str, time: float) -> None:
@@ -116,6 +122,7 @@ class Life:
         for id in gone:
             del self.turns[id]
             self.replaced.pop(id, None)
+        self.asked -= {*gone}
         for turn in self.turns.values():
             turn.has_read = turn.has_read or not {*turn.reads}.isdisjoint(gone)
             for name in ("reads", "said", "before"):
@@ -214,6 +221,17 @@ class Life:
         ids = [act.ids[0] for act in self.acts if act.kind == "better" and act.ids]
         return [id for id in [*dict.fromkeys(reversed(ids))][::-1] if self.newest(id).origin == "annotated"]
 
+    def card(self) -> list:  # `Habit`s
+        "The habits of the corrections that kept the form, beside the replies that had none."
+        own = [d for d in self.answered() if d.origin == "annotated" and not self.newest(d.id).is_plain]
+        replies = {d.id: self.turns[d.id].reply for d in own if not self.uses_form(d.id)}
+        return make_card(own, replies, {d.id: self.newest(d.id).scope or "" for d in own})
+
+    def habit_question(self):  # a `Habit`, or None
+        return next(
+            (row for row in self.card() if not any(row.scopes) and not {d.id for d in row.answers} & self.asked), None
+        )
+
     def instructions(self) -> dict:  # number -> its newest act
         found = {}
         for act in self.acts:
@@ -241,9 +259,29 @@ class Life:
         vectors = {d.prompt: place(d.prompt) for group in vars(evidence).values() for d in group}
         return judge_plainly(evidence, vectors, place(prompt), General(), set())
 
+    def find_page(self, key: str) -> list:
+        "What the page shows of each turn of a talk."
+        rows = []
+        for id in self.talk(key):
+            turn, own = self.turns[id], self.newest(id)
+            row = dict(id=id, prompt=turn.prompt, reply=own.reply, reaction=own.kind or None, scope=own.scope or "")
+            row |= dict(read=[self.turns[other].prompt for other in turn.reads], is_own=own.origin == "annotated")
+            row |= dict(said=[self.turns[other].prompt for other in turn.said], is_writing=False, is_cut=False)
+            rows.append(row | dict(is_corrected=bool(turn.reads) or turn.is_tuned))
+        return rows
+
+    def list_talks(self, words: str) -> list:  # (key, title, time), the newest first
+        talks = {}
+        for id, turn in self.turns.items():
+            if turn.talk != FILE and id not in self.replaced:
+                talks.setdefault(turn.talk, []).append(turn)
+        has = lambda turn: words in f"{turn.prompt} {self.newest(turn.id).reply}".lower()
+        found = [(key, own[0].prompt, own[-1].time) for key, own in talks.items() if any(map(has, own))]
+        return sorted(found, key=lambda row: -row[2])
+
     def find_prompt(
-        self, prompt: str, key: str, rest: list, time: float, config, num_turns: int = 6
-    ) -> SimpleNamespace:
+        self, prompt: str, key: str, rest: list, time: float, config, is_elsewhere: bool, num_turns: int = 6
+    ):
         "What the model receives for a message in a talk, in the place of others, and what of it is whose."
         before = [id for id in self.talk(key) if self.newest(id).reply and id not in rest][-num_turns:]
         shown = [
@@ -255,9 +293,12 @@ class Life:
         told = {text for _, text in shown}
         sizes = {d: len(d.prompt.split()) + len(d.response.split()) for d in applying}
         unseen = {d.prompt for d in applying if {d.prompt, d.response} <= told}
+        if is_elsewhere:  # another computer writes the reply
+            unseen |= {d.prompt for d in follow(applying, likeness, prompt) if is_private(d.text)}
         reads = read_corrections(applying, likeness, prompt, config, sizes, unseen)
         asked = {text for role, text in shown if role == "user"}
         said = [turn for turn in self.statements() if turn.prompt not in asked and turn.id not in rest]
+        said = [] if is_elsewhere else said
         said = [*{turn.prompt: turn for turn in said}.values()]
         said = sorted(said, key=lambda turn: -dot(place(turn.prompt), place(prompt)))
         said = sorted(said[: config.statements], key=lambda turn: turn.step)

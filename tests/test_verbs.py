@@ -7,28 +7,35 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from candidates import replace_models
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from life import Life, Turn, place
+from life import Life, Turn, is_private, place
 from plain import read_reasons
 from servers import pocket
 
+from personal_llm.app.chat import explain_reply
 from personal_llm.base.core import ANSWERED_ORIGINS, Dialogue, InputError
 from personal_llm.base.encoder import VectorStore
 from personal_llm.base.models import Model
 from personal_llm.device import personalizer, recall
 from personal_llm.device.archive import Archive
-from personal_llm.device.chat import ChatSession
-from personal_llm.device.evidence import get_evidence, list_answered, list_corrected, list_unlearned
+from personal_llm.device.chat import ChatSession, describe_source
+from personal_llm.device.evidence import get_evidence, list_answered, list_corrected, list_habits, list_unlearned
 from personal_llm.device.forgetting import trim
 from personal_llm.device.learning import record_round
-from personal_llm.device.personalizer import Personalizer
+from personal_llm.device.personalizer import Personalizer, describe_act
 from personal_llm.device.recall import Memory
 from personal_llm.device.state import FILE, begin_state, open_state
 from personal_llm.memory.gate import General
 from personal_llm.memory.statements import Asked, Statement
 
+try:
+    from personal_llm.extras import server
+except InputError:  # without the extra `serve`
+    server = None
+
 POLICIES = ["answers-first", "sdss", "kcenter", "random"]
+PHASES = [Phase.explicit, Phase.generate]
 SCOPES = ["", "here", "everywhere"]
 
 
@@ -44,6 +51,8 @@ class Pair:
         self.me, self.state = session.me, session.me.state
         self.life = Life()
         self.subject = []  # ids that a scope without a turn is about
+        self.shown = []  # ids of corrections that a question was about, which was shown
+        self.is_elsewhere = False
         self.note_base()
 
     def note_base(self):
@@ -55,8 +64,12 @@ class Pair:
         key = session.talk.key
         talk = life.talk(key)
         rest = talk[talk.index(replaces) :] if replaces else []
-        expected = life.find_prompt(prompt, key, rest, self.clock.now + 1, session.memory.config)
+        expected = life.find_prompt(prompt, key, rest, self.clock.now + 1, session.memory.config, self.is_elsewhere)
         reply = "".join(session.say(prompt, replaces=replaces))
+        if {*self.shown} - life.asked:
+            self.subject = []
+        life.asked |= {id for id in self.shown if id in life.turns}
+        self.shown = []
         found = session.recalled
         assert ([*found.dialogue.history], found.dialogue.prompt) == (expected.history, expected.prompt)
         assert [self.state.root(d) for d in found.memories] == expected.reads
@@ -65,11 +78,36 @@ class Pair:
         if expected.reasons:
             reasons = [reason for _, _, reason in expected.reasons]
             assert [reason for _, _, reason in read_reasons(found.verdict)] == reasons
+        self.compare_why(expected)
         is_anew = rest and not life.newest(rest[0]).reply
         turn = Turn(session.stored, prompt, reply, key, self.clock.now, life.step(), expected.before, expected.reads)
         turn.said, turn.is_tuned, turn.is_silent = expected.said, expected.adapter is not None, expected.is_silent
         assert not is_anew or turn.id == rest[0]
         life.say(turn, [] if is_anew else rest)
+
+    def compare_why(self, expected):
+        "The line below a reply and the answer to /why name what it read."
+        notes = explain_reply(self.session)
+        named = {name: [dict(note.fields) for note in notes if note.name == name] for name in EXPLAINED}
+        rules = [act.text for act in self.life.instructions().values()]
+        assert [row["prompt"] for row in named["example"]] == [self.life.turns[id].prompt for id in expected.reads]
+        assert [row["text"] for row in named["you_said"]] == [self.life.turns[id].prompt for id in expected.said]
+        assert [row["text"] for row in named["you_said_always"]] == rules
+        assert bool(named["by_adapter"]) == bool(expected.adapter) != bool(named["by_base"])
+        assert bool(named["shown_already"] or named["no_example"]) == expected.is_silent
+        parts = describe_source(self.session.model, self.session.recalled, self.session.reply)
+        told = [*dict.fromkeys(parts.list_names() if parts else [])]
+        is_used = dict(of_answers=expected.reads, of_instructions=rules, of_statements_on=expected.said)
+        is_used |= dict(of_finetune=expected.adapter)
+        assert [name for name in told if name.startswith("of_")] == [name for name, used in is_used.items() if used]
+
+    def show_habit(self):
+        row = self.life.habit_question()
+        ids = [d.id for d in row.answers] if row else []
+        is_new = bool(ids) and not {*ids} & {*self.shown}
+        assert bool(self.session.scoping.show_habit_question()) == is_new
+        if is_new:
+            self.subject = self.shown = ids
 
     def file(self, number):
         d = Dialogue(f"From a file {number}, {len(self.life.turns)}?", "Yes.", time=float(number))
@@ -112,7 +150,9 @@ class Pair:
             assert [*last.learned] == taught
         learned = {id: self.state.newest(id) for id in last.learned}
         rows = {id: (d.response, d.origin in ANSWERED_ORIGINS) for id, d in learned.items()}
-        self.life.rounds.append(SimpleNamespace(name=last.adapter, base=self.life.base, learned=rows))
+        self.life.rounds.append(
+            SimpleNamespace(name=last.adapter, base=self.life.base, learned=rows, step=self.life.step())
+        )
         assert list_unlearned(self.state) == [], "what was learned is not learned again"
 
     def unlearn(self):
@@ -173,6 +213,11 @@ class Pair:
                 self.forget([id])
             case "trim":
                 self.trim()
+            case "habit":
+                self.show_habit()
+            case "elsewhere":
+                self.is_elsewhere = not self.is_elsewhere
+                self.session.model.engine.is_here = not self.is_elsewhere
 
     def compare(self):
         "What a person sees follows from what they did."
@@ -192,23 +237,53 @@ class Pair:
         talk = life.talk(self.session.talk.key)
         assert [state.root(d) for d in self.session.turns] == talk
         assert [d.response for d in self.session.turns] == [life.newest(id).reply for id in talk]
+        assert show_card(list_habits(state)) == show_card(life.card())
+        self.compare_undo()
+        if server is not None:
+            self.compare_page()
+
+    def compare_undo(self):
+        note = describe_act(self.state)
+        if not self.life.acts:
+            assert note is None
+            return
+        last = self.life.acts[-1]
+        kind = last.kind if last.kind != "always" else "instruction" if last.text else "ending"
+        fields = dict(note.fields)
+        assert note.name == f"act_{kind}" and fields.get("text", "") == last.text * (kind == "instruction")
+        assert [*fields.get("prompts", ())] == [self.life.turns[id].prompt for id in last.ids]
+
+    def compare_page(self):
+        session, life = self.session, self.life
+        for words in ("", "milk"):
+            shown = server.list_talks(session, "", words)
+            assert [(row["talk"], row["title"], row["time"]) for row in shown["talks"]] == life.list_talks(words)
+            key = session.talk.key
+            assert [{**turn, "length": ""} for turn in shown["turns"]] == [
+                {**turn, "length": ""} for turn in life.find_page(key)
+            ]
+            assert shown["is_taught"] == bool(life.corrected())
+            assert bool(shown["habit"]) == (life.habit_question() is not None)
+        known = server.list_known(session)
+        answers = [(d.id, d.response, life.newest(d.id).scope or "") for d in reversed(life.answered())]
+        assert [(row["id"], row["reply"], row["scope"]) for row in known["answers"]] == answers
+        assert [row["prompt"] for row in known["statements"]] == [t.prompt for t in reversed(life.statements())]
+        rounds = [one.step for one in life.rounds if one.base == life.base]
+        acts = [act.step for act in life.acts]
+        assert server.find_undo(session)[0] == (
+            "undo" if max(rounds, default=0) > max(acts, default=0) else "take_back"
+        )
+
+
+EXPLAINED = ("example", "you_said", "you_said_always", "by_adapter", "by_base", "shown_already", "no_example")
+
+
+def show_card(rows):
+    return [(row.label, row.count, row.num_answers, row.base_count, row.scopes) for row in rows]
 
 
 VERBS = ["say"] * 5 + ["better"] * 3 + ["settle", "undo", "replace", "forget", "scope"] * 2
-VERBS += [
-    "file",
-    "talk",
-    "up",
-    "down",
-    "here_too",
-    "not_here",
-    "scope_all",
-    "always",
-    "learn",
-    "unlearn",
-    "base",
-    "trim",
-]
+VERBS += "file talk up down here_too not_here scope_all always learn unlearn base trim habit elsewhere".split()
 
 
 def describe(state):
@@ -246,6 +321,8 @@ def replace_encoder(patch):
     patch.setattr(recall, "read_prompt", lambda prompt: Asked(set(), True))
     is_told = lambda d: d.prompt.startswith("I am ")
     patch.setattr(recall, "find_statements", lambda new: [Statement(d.prompt, d.time, d.id) for d in new if is_told(d)])
+    patch.setattr(recall, "is_private", is_private)
+    patch.setattr(pocket(), "engine", SimpleNamespace(is_here=True, reads_adapters=True))
     patch.setattr(Memory, "start_warming", lambda self, state: None)
     patch.setattr(Model, "use_adapter", lambda self, adapter: nullcontext(self))
     patch.setattr(
@@ -274,7 +351,7 @@ QUESTION_FORGOTTEN = [(verb, int(number or 0)) for verb, number in QUESTION_FORG
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=26, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=26, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), phases=PHASES)
 @example(QUESTION_FORGOTTEN)
 @given(st.lists(st.tuples(st.sampled_from(VERBS), st.integers(0, 9)), min_size=12, max_size=30))
 def test_what_follows_from_acts_is_what_a_plain_account_says_and_the_same_live_anew_and_from_disk(
