@@ -221,6 +221,21 @@ class Life:
         ids = [act.ids[0] for act in self.acts if act.kind == "better" and act.ids]
         return [id for id in [*dict.fromkeys(reversed(ids))][::-1] if self.newest(id).origin == "annotated"]
 
+    def describe_place(self, id: str) -> list:  # names of sentences
+        "Where a correction applies now."
+        own, evidence = self.newest(id), self.evidence()
+        if own.scope:
+            return [f"applies_{own.scope}"]
+        if own.is_plain:
+            is_everywhere = any(self.newest(other).scope == "everywhere" for other in self.turns)
+            return ["line", "counts_against", *["everywhere_still_applies"] * is_everywhere]
+        return ["applies_widely" if self.judge(evidence, evidence.answers[-1].prompt)[2] else "applies_auto"]
+
+    def acts_on(self, verb: str) -> list:  # ids
+        "What an act of the last step was about, if it was a reaction."
+        is_reaction = verb in ("better", "up", "down", "here_too", "not_here")
+        return self.acts[-1].ids if is_reaction and self.acts else []
+
     def card(self) -> list:  # `Habit`s
         "The habits of the corrections that kept the form, beside the replies that had none."
         own = [d for d in self.answered() if d.origin == "annotated" and not self.newest(d.id).is_plain]

@@ -1,21 +1,32 @@
 "The rules that decide what a person gets, against the same rules said plainly, on random cases."
 
+import contextlib
+import io
 import random
+import time
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from candidates import candidate
 from plain import dot, judge_plainly, lay_out, read_corrections, read_reasons, take
 
 from personal_llm.base.core import ANSWERED_ORIGINS, Dialogue
 from personal_llm.base.text import are_copies, describe_copy, normalise_text
+from personal_llm.base.replies import ReplyLimit
+from personal_llm.base.tokens import MAX_CHARACTERS_PER_TOKEN
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import POLICIES
+from personal_llm.device import idle
 from personal_llm.device.state import Instruction
 from personal_llm.memory import gate, retrieval
 from personal_llm.memory.feedback import Reaction
 from personal_llm.memory.gate import Evidence, General, judge
 from personal_llm.memory.retrieval import MemoryConfig, add_memories, choose_statements, find_shown, retrieve
 from personal_llm.memory.statements import Asked, Statement
+from personal_llm.selection import selection
+from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, SelectionRequest
+from personal_llm.selection.selection import select_by_match
 
 SEEDS = range(1000)
 
@@ -244,3 +255,208 @@ def test_what_a_reaction_makes_of_a_reply():
         assert (got.prompt, got.response, got.origin) == (d.prompt, text or d.response, origin), seed
         is_same = (got.response, got.origin) == (d.response, d.origin)
         assert got is d if is_same else got.parents == (d.id,), seed
+
+
+# ---- which pLLM a fine-tune begins from
+
+
+def is_certain(gains, errors):  # that the mean gain is above 0 by so many standard errors
+    mean = sum(gains) / len(gains)
+    variance = sum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1)
+    return mean - errors * (variance / len(gains)) ** 0.5 > 0
+
+
+def race(rows, names):
+    "Return who is left after 4, 8, 16, … dialogues; rows: name -> losses of the dialogues."
+    count, num_dialogues = 2, len(rows[BASE_NAME])
+    while names and count < num_dialogues:
+        count = min(2 * count, num_dialogues)
+        leader = min(names, key=lambda name: sum(rows[name][:count]))
+        behind = {name: [a - b for a, b in zip(rows[name][:count], rows[leader][:count])] for name in names}
+        names = [name for name in names if not is_certain(behind[name], 2)]
+    return names
+
+
+class Table(PLLMLosses):
+    "Losses that are known beforehand."
+
+    def __init__(self, rows):
+        self.model, self.dialogues, self.rows, self.num_dialogues = None, [], rows, len(rows[BASE_NAME])
+
+    def dialogue_losses(self, name, count=None):
+        return np.array(self.rows[name][:count])
+
+
+def test_the_pllm_that_a_fine_tune_begins_from(monkeypatch):
+    for seed in SEEDS:
+        draw = random.Random(seed)
+        names = [BASE_NAME, *["plain"] * draw.randint(0, 1), *"abcde"[: draw.randint(0, 5)]]
+        means = {name: draw.choice([2.0, 2.0 + draw.random()]) for name in names}
+        common, spread = [draw.random() for _ in range(draw.randint(4, 20))], draw.choice([0.01, 0.3])
+        rows = {name: [mean + x + spread * draw.random() for x in common] for name, mean in means.items()}
+        slopes = {name: draw.uniform(-1, 1) for name in names if name != BASE_NAME}
+        monkeypatch.setattr(selection, "compute_slopes", lambda *given: dict(slopes))
+        library = {name: SimpleNamespace(adapter=name) for name in slopes}
+        num_raced = draw.randint(1, 4)
+        got = select_by_match(SelectionRequest(library, None, Table(rows)), num_raced)
+        near = sorted(slopes.keys() - {"plain"}, key=slopes.get)
+        left = race(rows, near[:num_raced])
+        means = {name: sum(row) / len(row) for name, row in rows.items()}
+        order = sorted(near, key=lambda name: (name not in left, means[name] if name in left else 0))
+        has_plain = "plain" in rows
+        reference = "plain" if has_plain and means["plain"] < means[BASE_NAME] else BASE_NAME
+        least = means[reference] * (0.005 if has_plain else 0.05)
+        gains = [a - b for a, b in zip(rows[reference], rows[order[0]])] if order else []
+        is_best = bool(gains) and is_certain(gains, 1.5) and sum(gains) / len(gains) > least
+        start = order[0] if is_best else "plain" if reference == "plain" else None
+        assert (got.best, got.start, [*got.names]) == (order[0] if is_best else None, start, order), seed
+        assert [*got.distances] == [slopes[name] for name in order] and {*got.losses} == {
+            BASE_NAME,
+            *["plain"] * has_plain,
+            *left,
+        }, seed
+
+
+# ---- when a machine counts as idle
+
+
+class Begun(Exception):
+    pass
+
+
+def test_a_fine_tune_begins_after_half_a_minute_without_an_obstacle_and_waits_again_when_it_was_stopped(monkeypatch):
+    for seed in SEEDS[:300]:
+        draw = random.Random(seed)
+        limits = dict(other_load=(0.25, 0.26), on_battery=(False, True), free=(2.0, 1.9))
+        rows = []  # of each second: what is measured, and whether somebody chats
+        while len(rows) < 150:
+            broken = draw.choice([None, None, *limits, "user"])
+            row = {name: pair[name == broken] for name, pair in limits.items()}
+            rows += [(row, broken == "user")] * draw.randint(1, 40)
+        stops = draw.randint(0, 2)
+        measured, begun = [], []
+
+        def measure():
+            measured.append(rows[len(measured)])
+            return measured[-1][0]
+
+        def finetune(*given, **options):
+            begun.append(len(measured))
+            if len(begun) <= stops:
+                raise idle.MachineBusy
+            raise Begun
+
+        monkeypatch.setattr(idle, "find_user", lambda out: "a chat" * measured[-1][1])
+        monkeypatch.setattr(idle, "finetune_folder", finetune)
+        with contextlib.suppress(Begun, IndexError), contextlib.redirect_stderr(io.StringIO()):
+            idle.finetune_when_idle("out", None, measure, lambda seconds: None)
+        free = [not is_chat and row == {name: pair[0] for name, pair in limits.items()} for row, is_chat in rows]
+        expected, quiet = [], 0
+        for second, is_free in enumerate(free, 1):
+            quiet = quiet + 1 if is_free else 0
+            if quiet > 30 and len(expected) <= stops:
+                expected.append(second)
+                quiet = 0
+        assert begun == expected, seed
+
+
+def test_a_fine_tune_stops_once_a_limit_was_broken_for_three_seconds(monkeypatch):
+    for seed in SEEDS[:300]:
+        draw = random.Random(seed)
+        loads = [load for _ in range(9) for load in [draw.choice([0.0, 0.9])] * draw.randint(1, 5)]
+        now = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        hook = idle.StopWhenBusy(lambda: dict(other_load=loads[int(now[0])], on_battery=False, free=0.5))
+        busy, last = 0.0, 0.0
+        while now[0] < len(loads) - 2:
+            now[0] += draw.choice([0.25, 0.5, 1.0])
+            if now[0] - last >= 1:
+                busy, last = (busy + now[0] - last if loads[int(now[0])] else 0.0), now[0]
+            try:
+                hook()
+            except idle.MachineBusy:
+                assert busy > 3, (seed, now)
+                break
+            assert busy <= 3, (seed, now)
+
+
+# ---- what a server writes, and what ours accepts
+
+
+def test_what_another_server_writes_is_cut_at_the_tokens_that_were_asked_for():
+    model = SimpleNamespace(count_tokens=lambda text: len(text.split()))
+    for seed in SEEDS:
+        draw = random.Random(seed)
+        limit = ReplyLimit(model, draw.randint(1, 6))
+        most = 256 + MAX_CHARACTERS_PER_TOKEN * limit.max_tokens
+        written, num_pieces = "", 0
+        for _ in range(12):
+            piece = draw.choice(["", "a", " b", " c d", "e " * draw.randint(1, 400)])
+            num_pieces += bool(piece)
+            is_over = num_pieces > limit.max_tokens and len(written.split()) >= limit.max_tokens
+            expected = "" if is_over else piece[: most - len(written)]
+            assert limit.take(piece) == expected, seed
+            assert not piece or limit.is_reached == (expected != piece), seed
+            written += expected
+
+
+def test_who_may_use_the_server():
+    server = pytest.importorskip("personal_llm.extras.server")
+    for seed in SEEDS:
+        draw = random.Random(seed)
+        host = draw.choice(["127.0.0.1", "localhost", "0.0.0.0", "192.168.0.7", "::1"])
+        own = draw.choice(["127.0.0.1:80", "localhost", "[::1]:80", "evil.org:80", "192.168.0.7:80", "localhost:x", ""])
+        origin = draw.choice(["", "", f"http://{own}", "http://evil.org", f"https://{own}", "null"])
+        key = draw.choice(["token", "other", "", server.sign_cookie("secret", "mine")])
+        cookie = draw.choice(["", "mine", "theirs"])
+        path = draw.choice(["/", "/index.html", "/me/talks", "/v1/models", "/v1/chat/completions", "/connect", "/x"])
+        length = draw.choice([0, 2**12, 2**12 + 1, 2**22, 2**22 + 1, 2**25, 2**25 + 1])
+        is_chunked = draw.random() < 0.1
+        port = own.rpartition(":")[2] if ":" in own else own
+        headers = dict(host=own, origin=origin, authorization=f"Bearer {key}", cookie=f"personal_llm_{port}={cookie}")
+        headers |= {"content-length": str(length), "transfer-encoding": "chunked" * is_chunked}
+        headers = {name: value for name, value in headers.items() if value}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        request = server.Request(dict(type="http", path=path, headers=raw, method="POST", query_string=b""))
+        is_here = own in ("127.0.0.1:80", "localhost", "[::1]:80")
+        is_known = key == "token" or key == server.sign_cookie("secret", "mine") and cookie == "mine"
+        is_open = path in ("/", "/connect") or path in server.PUBLIC
+        most = {"/v1/chat/completions": 2**25, "/me/talks": 2**22}.get(path, 2**12)
+        expected = 0
+        if host in ("127.0.0.1", "localhost", "::1") and not is_here:
+            expected = 403
+        elif origin not in ("", f"http://{own}"):
+            expected = 403
+        elif not (is_open or is_known):
+            expected = 401
+        elif is_chunked or length > most:
+            expected = 411 if is_chunked else 413
+        try:
+            server.check_request(request, "token", host, "secret")
+            status = 0
+        except server.HTTPException as error:
+            status = error.status_code
+        assert status == expected, (seed, headers, host, path)
+
+
+def test_the_options_of_a_request():
+    server = pytest.importorskip("personal_llm.extras.server")
+    for seed in SEEDS[:300]:
+        draw = random.Random(seed)
+        fields = dict(max_tokens=draw.choice([None, -1, 3, 900]), max_completion_tokens=draw.choice([None, 5]))
+        fields |= dict(temperature=draw.choice([None, 0.0, 0.005, 0.5]), top_p=draw.choice([None, 0.0, 0.4]))
+        fields |= dict(stop=draw.choice([None, "", "a", ["b", ""]]), seed=draw.choice([None, -1, 7, 2**31 + 3]))
+        turns = [(draw.choice(["system", "developer", "user", "assistant", "tool"]), draw.choice(["", "x", "y"]))]
+        turns = [*turns * draw.randint(0, 2), *[("user", "Hi"), ("system", "z")] * draw.randint(0, 1)]
+        messages = [dict(role=role, content=text) for role, text in [*turns, ("user", "Now?")]]
+        wanted = server.CompletionRequest(model="personal", messages=messages, **fields)
+        system = [text for role, text in turns if role in ("system", "developer") and text]
+        talk = [turn for turn in turns if turn[0] in ("user", "assistant") and turn[1]]
+        assert wanted.get_history() == [("system", "\n\n".join(system))] * bool(system) + talk, seed
+        count = fields["max_completion_tokens"] or (fields["max_tokens"] if fields["max_tokens"] != -1 else None)
+        options = wanted.get_options(256)
+        assert options.max_tokens == (count and min(count, 128)), seed
+        assert options.temperature == (0.5 if fields["temperature"] == 0.5 else 0.0), seed
+        assert options.top_p == {None: 1.0, 0.0: 0.01, 0.4: 0.4}[fields["top_p"]], seed
+        assert options.stop == {"a": ("a",), "['b', '']": ("b",)}.get(str(fields["stop"]), ()), seed
+        assert options.seed == {None: 0, -1: 2**31 - 1, 7: 7}.get(fields["seed"], 3), seed

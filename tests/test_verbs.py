@@ -19,8 +19,15 @@ from personal_llm.base.encoder import VectorStore
 from personal_llm.base.models import Model
 from personal_llm.device import personalizer, recall
 from personal_llm.device.archive import Archive
-from personal_llm.device.chat import ChatSession, describe_source
-from personal_llm.device.evidence import get_evidence, list_answered, list_corrected, list_habits, list_unlearned
+from personal_llm.device.chat import ChatSession, describe_reaction, describe_source
+from personal_llm.device.evidence import (
+    GROUPS,
+    get_evidence,
+    list_answered,
+    list_corrected,
+    list_habits,
+    list_unlearned,
+)
 from personal_llm.device.forgetting import trim
 from personal_llm.device.learning import record_round
 from personal_llm.device.personalizer import Personalizer, describe_act
@@ -115,8 +122,18 @@ class Pair:
         self.life.say(Turn(d.id, d.prompt, d.response, FILE, d.time, self.life.step(), [], origin=d.origin), [])
 
     def react(self, id, kind, text="", scope=None):
+        is_own = self.life.newest(id).is_own
         stored = self.session.react(kind, text, id, scope)
-        assert stored.kind == self.life.react(id, kind, text, self.clock.now, scope)
+        kind = self.life.react(id, kind, text, self.clock.now, scope)
+        assert stored.kind == kind
+        told = describe_reaction(self.session.memory, self.state, stored).list_names()
+        if kind == "better":
+            assert told == ["sentences", *self.life.describe_place(id)]
+        elif kind in GROUPS:
+            assert told == [kind]
+        else:
+            ending = ["correction_ended" if is_own else "show_wanted"] * (kind == "down")
+            assert told == ["line", "noted", *ending]
         if kind == "better":
             self.subject = [id]
 
@@ -367,8 +384,11 @@ def test_what_follows_from_acts_is_what_a_plain_account_says_and_the_same_live_a
             pair = Pair(session, clock)
             for verb, number in verbs:
                 before = describe(state)
+                asked, num_requests = state.question, state.cost.requests
                 try:
                     pair.do(verb, number)
+                    is_passed = verb in ("say", "replace") or asked in pair.life.acts_on(verb)
+                    assert state.cost.requests == num_requests + bool(asked and is_passed), verb
                 except InputError:
                     is_same = describe(state) == before
                     assert is_same or verb == "learn", "a refusal changes nothing, but `learn` first takes over scores"
