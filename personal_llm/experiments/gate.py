@@ -268,6 +268,7 @@ RULES = {
     "gate, w .25": Rule(weight=0.25, reach=0.7),
     "gate, w .35": Rule(weight=0.35, reach=0.7),
     "gate, w .5": Rule(weight=0.5, reach=0.7),
+    "threshold, same encoder": Rule(floor=0.38, is_compared=False),  # chosen on the development people of 83_law
 }
 
 
