@@ -2122,6 +2122,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'personal_llm/experiments/gate.py'),
                                                'personal_llm.experiments.gate.write_readme_table': ( 'experiments/gate.html#write_readme_table',
                                                                                                      'personal_llm/experiments/gate.py'),
+                                               'personal_llm.experiments.gate.write_readme_threshold': ( 'experiments/gate.html#write_readme_threshold',
+                                                                                                         'personal_llm/experiments/gate.py'),
                                                'personal_llm.experiments.gate.write_wish': ( 'experiments/gate.html#write_wish',
                                                                                              'personal_llm/experiments/gate.py')},
             'personal_llm.experiments.harness': { 'personal_llm.experiments.harness.Grid': ( 'experiments/harness.html#grid',
