@@ -165,9 +165,8 @@ class Memory:
         with self.lock:
             if self.is_loaded:
                 encoder = get_encoder_id()
-                known = load_vectors(self.archive, encoder)
-                made = self.vectors.vectors
-                new = {id: d.prompt for id, d in self.archive.dialogues.items() if id not in known and d.prompt in made}
+                rows = self.archive.execute("SELECT id, prompt FROM dialogues WHERE encoder != ?", (encoder,))
+                new = {id: prompt for id, prompt in rows if prompt in self.vectors.vectors}
                 if new:
                     store_vectors(self.archive, encoder, dict(zip(new, self.vectors.embed([*new.values()]))))
             rows = {
