@@ -12,6 +12,7 @@ from personal_llm import load_model, personalize
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import learning
 from personal_llm.experiments.gate import write_readme_answer, write_readme_night, write_readme_table
+from personal_llm.experiments.gate import write_readme_threshold
 from personal_llm.experiments.month import write_readme_month
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +124,7 @@ def test_commands_that_are_named_exist_with_their_options():
 
 
 SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
-MEASURED = (write_readme_table, write_readme_month, write_readme_answer, write_readme_night)
+MEASURED = (write_readme_table, write_readme_threshold, write_readme_month, write_readme_night, write_readme_answer)
 ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
     "3.10": "the oldest Python",
     "2.0": "Apache's licence",
