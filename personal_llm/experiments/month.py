@@ -574,9 +574,10 @@ def write_table(columns: dict) -> str:  # heading -> months
 def write_readme_month() -> str:
     "Write the README's sentence about the month."
     found = judge_month(read_month("month"))
+    share = f"{found['current']:.2f}".replace("0.", ".")
+    days = f"{found['complaint_days']:g} of {DAYS} days"
     return (
         "Real use mixes subjects and moods, so we also simulated [a month](experiments/81_month.ipynb): the form is in "
-        f"{found['current']:.2f} of the replies where it belongs".replace("0.", ".")
-        + f", and the median person would complain on {found['complaint_days']:g} of {DAYS} days, mostly because the form "
-        "turned up elsewhere. Our target was at most 3; we missed it."
+        f"{share} of the replies where it belongs, and the median person would complain on {days}, mostly because the "
+        "form turned up elsewhere. Our target was at most 3; we missed it."
     )
