@@ -715,10 +715,11 @@ def write_readme_threshold() -> str:
         np.array([score(name, rule)["own"] for name in people]) for rule in (PACKAGE, "threshold, same encoder")
     )
     kept = [f"{habits.mean():.2f}".lstrip("0") for habits in (ours, theirs)]
+    more = write_numbers(mean_over_users(ours - theirs))
     return (
         "Without any of it, no reply has the form. The threshold, chosen on other people, does about as well as the "
         f"gate here. For {len(people)} people in four other languages the gate keeps the form in {kept[0]} and the "
-        f"threshold in {kept[1]} of the replies where it belongs ({write_numbers(mean_over_users(ours - theirs))} more)."
+        f"threshold in {kept[1]} of the replies where it belongs ({more} more)."
     )
 
 
