@@ -19,7 +19,14 @@ from ..base.files import ASSETS
 from ..data.reading import load_replay
 from ..base.notes import Note
 from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, judge
-from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, find_shown, retrieve
+from personal_llm.memory.retrieval import (
+    MemoryConfig,
+    add_memories,
+    choose_statements,
+    find_shown,
+    retrieve,
+    split_lost,
+)
 from ..memory.statements import FIT, Statement, find_statements, is_private, read_prompt
 from .archive import Archive, load_vectors, store_said, store_vectors
 from .state import State
@@ -32,6 +39,7 @@ class Recall:
 
     dialogue: Dialogue  # as the model receives it: system prompt, answers, history, prompt
     memories: tuple = ()  # answered dialogues, the nearest last
+    lost: tuple = ()  # others, for which the model had no room beside the talk
     statements: tuple = ()  # `Statement`s, the newest last
     updated: tuple = ()  # `Statement`s left out, because newer ones seem to update them
     instructions: tuple = ()  # `Instruction`s, the newest last
@@ -45,6 +53,23 @@ class Recall:
         "Why corrections apply or not, and why the adapter doesn't although some corrections apply."
         is_mixed = self.closed is not None and self.verdict.answers
         return [*self.verdict.reasons] + [Note("finetune_does_not_apply", reason=self.closed)] * bool(is_mixed)
+
+    @property
+    def unused(self) -> list[Note]:
+        "Why corrections that apply are no examples of the reply."
+        notes = [Note("answer_did_not_fit", prompt=d.prompt) for d in self.lost]
+        answers = self.verdict.answers
+        if answers and not (self.memories or self.lost):
+            is_shown = {d.prompt for d in answers} == find_shown(answers, self.dialogue.history)
+            notes.append(Note("shown_already" if is_shown else "no_example"))
+        return notes
+
+    def leave_out(self, num_turns: int) -> "Recall":  # num_turns: that the model left out, the first ones
+        "Return what the model read of it."
+        num_lost, _ = split_lost(num_turns, len(self.memories))
+        memories = self.memories[num_lost:]
+        is_silent = bool(self.verdict.answers) and not memories if num_lost else self.is_silent
+        return replace(self, memories=memories, lost=self.memories[:num_lost], is_silent=is_silent)
 
 # %% ../../nbs/7_device/05_recall.ipynb #1f733aa4
 BLOCK_SIZE = 64  # texts that `warm` embeds at once: about a tenth of a second
@@ -141,9 +166,8 @@ class Memory:
         with self.lock:
             if self.is_loaded:
                 encoder = get_encoder_id()
-                known = load_vectors(self.archive, encoder)
-                made = self.vectors.vectors
-                new = {id: d.prompt for id, d in self.archive.dialogues.items() if id not in known and d.prompt in made}
+                rows = self.archive.execute("SELECT id, prompt FROM dialogues WHERE encoder != ?", (encoder,))
+                new = {id: prompt for id, prompt in rows if prompt in self.vectors.vectors}
                 if new:
                     store_vectors(self.archive, encoder, dict(zip(new, self.vectors.embed([*new.values()]))))
             rows = {
@@ -170,17 +194,18 @@ class Memory:
         adapter=None,  # of a fine-tune
         replaced=(),  # ids of turns whose place the new one takes: their statements aren't used
         is_elsewhere: bool = False,  # whether another computer writes the reply: what is private stays here
+        room: int = 2**31,  # tokens that the model can read beside the prompt
     ) -> Recall:
         "Return what the reply to a prompt uses."
         found = Recall(dialogue, verdict=Verdict(reasons=(Note("uses_no_examples"),)), is_silent=True)
         if self.config.memories or adapter is not None:
             with self.lock:
-                found = self._find(state, dialogue, count_tokens, adapter, replaced, is_elsewhere)
+                found = self._find(state, dialogue, count_tokens, adapter, replaced, is_elsewhere, room)
         instructions = tuple(state.instructions.values())
         read = add_memories(dialogue, found.memories, found.statements, self.config, instructions)
         return replace(found, dialogue=read, instructions=instructions)
 
-    def _find(self, state: State, dialogue: Dialogue, count_tokens, adapter, replaced, is_elsewhere) -> Recall:
+    def _find(self, state: State, dialogue: Dialogue, count_tokens, adapter, replaced, is_elsewhere, room) -> Recall:
         prompt = dialogue.prompt
         told = {text for role, text in dialogue.history if role == "user"}  # the talk shows these already
         said = self.list_statements(state) if self.config.memories and not is_elsewhere else []
@@ -199,15 +224,16 @@ class Memory:
             own, least = rows[1:], self.general.measure_nearness(rows[1:])
             options = self.config, count_tokens, dialogue.time
             statements, updated = choose_statements(said, own, least, asked, rows[0], *options)
-        choose = partial(retrieve, verdict.answers, verdict.similarities, prompt, self.config, count_tokens)
+        choose = partial(retrieve, verdict.answers, verdict.similarities, prompt, self.config, count_tokens, room=room)
         shown = find_shown(verdict.answers, dialogue.history)
         memories = choose(shown)
         while private := {d.prompt for d in memories if is_elsewhere and is_private(d.text)}:
             shown |= private
             memories = choose(shown)
-        lists = map(tuple, (memories, statements, updated))
+        memories, statements, updated = map(tuple, (memories, statements, updated))
         adapter = adapter if closed is None else None
-        return Recall(dialogue, *lists, (), adapter, verdict, bool(verdict.answers) and not memories, closed)
+        is_silent = bool(verdict.answers) and not memories
+        return Recall(dialogue, memories, (), statements, updated, (), adapter, verdict, is_silent, closed)
 
     def _judge(self, evidence: Evidence, prompt: str, rows: np.ndarray) -> Verdict:  # rows: the prompt's vector first
         if not evidence.taught:
@@ -252,7 +278,7 @@ def describe_scope(memory: Memory, state: State, ids: list) -> Note:  # ids: of 
 def describe_length(memory: Memory, model, d: Dialogue) -> Note | None:
     "Say of a correction that it is too long for replies, or for being used beside others; None if it fits."
     count = model.count_tokens(d.prompt) + model.count_tokens(d.response)
-    room = model.max_length - model.limit_reply()
+    room = model.limit_prompt()
     if count > room:
         return Note("too_long", count=count, most=room)
     return Note("long", count=count) if count > memory.config.max_tokens else None

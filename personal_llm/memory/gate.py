@@ -172,15 +172,23 @@ def compare_rows(rows: np.ndarray, others: np.ndarray) -> np.ndarray:  # vectors
 class Gate:
     "Corrections, and what opposes them."
 
-    def __init__(self, taught: Points, opposing: Points, general: General = General(), is_narrow: bool = False):
+    def __init__(
+        self,
+        taught: Points,
+        opposing: Points,
+        general: General = General(),
+        is_narrow: bool = False,
+        reach: float = None,  # None: measured on what was taught
+    ):
         self.taught = taught.rows
-        self.reach = measure_reach(taught.rows)
+        self.reach = measure_reach(taught.rows) if reach is None else reach
         self.is_scattered = not is_narrow and is_scattered(taught, opposing, general)  # narrow: "only this subject"
         self.general = general.rows[: 0 if self.is_scattered else NUM_OPPOSING]
         similarities = taught.rows @ opposing.rows.T
-        is_older = opposing.times < taught.times[similarities.argmax(axis=0)]
-        against = [compare_rows(self.general, opposing.rows)]
-        self.is_overridden = is_older & belongs(similarities, against, self.reach)
+        self.is_overridden = opposing.times < taught.times[similarities.argmax(axis=0)]
+        older = np.flatnonzero(self.is_overridden)
+        against = [compare_rows(self.general, opposing.rows[older])]
+        self.is_overridden[older] = belongs(similarities[:, older], against, self.reach)
         self.earlier = opposing.rows[self.is_overridden]
         self.opposing = opposing.rows[~self.is_overridden]
 
