@@ -770,7 +770,7 @@ REAL_FILES = dict(trivia="instruct/open_trivia_qa.jsonl.gz", locomo="restricted/
 NO_SUBJECTS = tuple(f"trivia_{name}" for name in ("general", "newest", "rated", "for-kids", "brain-teasers"))
 REAL_DRAWS = 10  # of a topic
 REAL_QUESTIONS = 60  # of a topic
-REAL_RULES = [name for name in RULES if name not in ("today", "floor")]  # those need accepted replies
+REAL_RULES = [name for name in RULES if name not in ("today", "floor")] + [PACKAGE]  # those two need accepted replies
 
 
 def open_real(pool: str):  # a text file
@@ -844,7 +844,8 @@ def load_real_rows(pool: str, encoder: str) -> dict:  # text -> vector
 def measure_real(jobs: list):  # yields a dict of results a job
     "Return for which share of a unit's prompts a rule opens."
     for job in jobs:
-        rule = RULES[job["rule"]]
+        rule = RULES.get(job["rule"], Rule())
+        build = Shipped if job["rule"] == PACKAGE else functools.partial(Judge, rule)
         known = load_real_rows(job["pool"], rule.encoder)
         shares = {}
         for unit, case in list_real_cases(job["pool"]):
@@ -852,7 +853,7 @@ def measure_real(jobs: list):  # yields a dict of results a job
                 continue
             rows = {part: np.array([known[text] for text in prompts]) for part, prompts in case.items()}
             for part in ("own", "seen", "unseen", "general", "other"):
-                judge = Judge(rule, rows["corrected"], rows["alone"], rows[part])
+                judge = build(rows["corrected"], rows["alone"], rows[part])
                 shares.setdefault(part, []).append(float(judge.is_open().mean()))
         yield {part: round(float(np.mean(own)), 4) for part, own in shares.items()} | dict(cases=len(shares["own"]))
 
