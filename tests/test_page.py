@@ -124,7 +124,10 @@ def test_a_reply_is_shown_while_it_is_written_and_nothing_in_it_acts(page, monke
     formulas = page.script(
         "[...document.querySelectorAll('#turns math')].map((one) => one.querySelector('msup').textContent)"
     )
-    assert formulas == ["a2", "b2"] and "$5 and $10" in page.find("#turns .reply").text
+    assert formulas == [f"{letter}2" for letter in "abcdef"]
+    assert len(page.texts("#turns .reply .wide math[display=block]")) == 4, "also within a line"
+    shown = page.find("#turns .reply").text
+    assert "$5 and $10" in shown and "from $5-$10." in shown and "$$" not in shown and shown.endswith("And on.")
     assert page.texts("#turns th") == ["tea", "price"] and page.texts("#turns td") == ["green <i>x</i>", "3"]
     assert page.texts("#turns em") == ["slanted", "green"] and page.texts("#turns .reply a") == ["a page"]
     link = page.find("#turns a")
