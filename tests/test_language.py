@@ -94,7 +94,8 @@ def test_the_language_of_a_message_is_known_by_its_frequent_words(language):
 
 
 @pytest.mark.parametrize(
-    "message", ["btw im vegan lol", "im 25", "Et yemem.", "Na czym gram?", "Ankara'da yaşıyorum.", "Yo!", "Moro em Braga."]
+    "message",
+    ["btw im vegan lol", "im 25", "Et yemem.", "Na czym gram?", "Ankara'da yaşıyorum.", "Yo!", "Moro em Braga."],
 )
 def test_a_single_word_of_two_letters_shows_no_language(message):
     assert find_language([message]) == "" and find_language([message, "Où est la gare ?"]) == "french"
