@@ -22,8 +22,7 @@ from ..base.notes import Note
 from ..base.replies import LlamaCpp, Thought, find_engine
 from ..base.text import escape_controls
 from ..memory.feedback import SCOPES, name_scope
-from ..memory.retrieval import find_shown
-from ..device.chat import QUESTION_TEXT, ChatSession, count_lost
+from ..device.chat import QUESTION_TEXT, ChatSession
 from ..device.evidence import describe_state, explain_corrections, list_examples, list_habits
 from ..explanation.card import NUM_NEWEST
 from ..explanation.explanation import MIN_EXPLAINED_DIALOGUES, explain
@@ -189,13 +188,8 @@ def explain_reply(session) -> list[Note]:
     notes = recalled.reasons
     if len(notes) == 1:
         notes = [Note("corrections_apply" if does_apply else "corrections_do_not_apply", reason=notes[0])]
-    answers = recalled.verdict.answers
-    if answers and not recalled.memories:
-        is_shown = {d.prompt for d in answers} == find_shown(answers, recalled.dialogue.history)
-        notes.append(Note("shown_already" if is_shown else "no_example"))
-    num_lost = count_lost(session.model, recalled)
-    notes += [Note("answer_did_not_fit", prompt=d.prompt) for d in recalled.memories[:num_lost]]
-    notes += [Note("example", prompt=d.prompt, reply=d.response) for d in recalled.memories[num_lost:]]
+    notes += recalled.unused
+    notes += [Note("example", prompt=d.prompt, reply=d.response) for d in recalled.memories]
     notes += [Note("you_said", text=statement.text) for statement in recalled.statements]
     notes += [Note("you_said_before", text=statement.text) for statement in recalled.updated]
     notes += [Note("you_said_always", text=instruction.text) for instruction in recalled.instructions]

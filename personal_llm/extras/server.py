@@ -300,7 +300,7 @@ class CompletionRequest(BaseModel, strict=True, extra="allow"):
 # %% ../../nbs/9_extras/05_server.ipynb #9dab1e99
 def check_length(model, dialogue: Dialogue, options: ReplyOptions) -> None:
     "Raise `InputError` if a dialogue and its reply do not fit into the model."
-    room = max(8, model.max_length - model.limit_reply(options.max_tokens))
+    room = model.limit_prompt(options.max_tokens)
     model.encode_prompts([dialogue], room)
     excess = model.truncated.pop(dialogue.id, 0)
     if excess:
@@ -341,7 +341,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool
             talk=session.talk.key if is_of_page else None,
             source=session.describe_source(),
         )
-        own["reasons"] = [session.tell(reason) for reason in session.recalled.reasons]
+        own["reasons"] = [session.tell(reason) for reason in (*session.recalled.reasons, *session.recalled.unused)]
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     notes = ["a task of the program: answered by personal-base, and not stored"] * is_task + [wanted.describe_loss()]
     if any(notes):
@@ -403,6 +403,7 @@ def describe_turn(session: ChatSession, id: str) -> dict:  # plain values
         is_writing=is_writing,
         is_cut=not (d.response or is_writing) and is_cut(state, id),
         is_corrected=bool(used.reads) or used.is_tuned,  # the reply used corrections
+        is_silent=used.is_silent,  # it could not use those that belonged to its prompt
     )
 
 
