@@ -82,6 +82,7 @@ def retrieve(
     config: MemoryConfig,
     count_tokens,  # text -> number of its tokens
     shown: set = frozenset(),  # prompts that the talk shows already
+    room: int = 2**31,  # tokens that the model can read beside the prompt
 ) -> list:
     "Choose the answers that a reply to a prompt uses, the one that it should follow most at the end."
     indices = rank([d.prompt for d in answers], similarities, prompt)
@@ -91,7 +92,8 @@ def retrieve(
     def count(d: Dialogue) -> int:
         return count_tokens(d.prompt) + count_tokens(d.response)
 
-    return take_fitting(wanted, count, config.max_tokens, config.memories)[::-1] or wanted[: min(config.memories, 1)]
+    several = take_fitting(wanted, count, min(config.max_tokens, room), config.memories)
+    return several[::-1] or take_fitting(wanted, count, room, min(config.memories, 1))
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #sta00014
 DAY = 86_400.0  # seconds for which a state is taken for true
