@@ -6,17 +6,18 @@
 __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUEST', 'ONE', 'SLEEPERS', 'CHOOSERS', 'GROUPS',
            'ORDER', 'ENGLISH', 'FOREIGN', 'TOLD', 'HALF', 'ENGLISH_SUBJECTS', 'IN_TIME', 'BARE', 'FAMILY', 'BARE_LARGE',
            'BARE_FAMILY', 'NIGHTS', 'GRIDS', 'MINILM', 'ORDERS', 'OTHERS', 'PROBES', 'TAKEN_OUT', 'RULES', 'DECISIONS',
-           'SCENES', 'PACKAGE', 'WEIGHTS', 'REACHES', 'DEVELOPMENT', 'REPLIES', 'README_ROWS', 'REAL_DATA',
-           'REAL_FILES', 'NO_SUBJECTS', 'REAL_DRAWS', 'REAL_QUESTIONS', 'REAL_RULES', 'SPEAKERS', 'TOPICS',
+           'SCENES', 'PACKAGE', 'WEIGHTS', 'REACHES', 'DEVELOPMENT', 'REPLIES', 'README_ROWS', 'README_METRICS',
+           'REAL_DATA', 'REAL_FILES', 'NO_SUBJECTS', 'REAL_DRAWS', 'REAL_QUESTIONS', 'REAL_RULES', 'SPEAKERS', 'TOPICS',
            'REAL_UNITS', 'REAL', 'SHIPPED', 'find_people', 'write_wish', 'list_corrections', 'list_alone', 'list_tests',
            'choose_turns', 'write_instruction', 'measure_bare', 'measure', 'list_choices', 'measure_choices',
            'list_answers', 'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream',
            'list_others', 'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'Shipped', 'judge_scenes',
            'measure_package', 'list_development', 'judge_development', 'measure_development', 'read_replies',
            'read_decisions', 'list_states', 'score_texts', 'score', 'list_able', 'measure_d_prime', 'read_choices',
-           'splice_choices', 'compare', 'list_plan_tests', 'write_readme_table', 'write_readme_answer', 'open_real',
-           'read_trivia', 'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows', 'measure_real',
-           'read_balance', 'judge_real']
+           'splice_choices', 'compare', 'list_plan_tests', 'score_readme', 'write_readme_table',
+           'write_readme_threshold', 'write_readme_answer', 'write_readme_night', 'open_real', 'read_trivia',
+           'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows', 'measure_real', 'read_balance',
+           'judge_real']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
@@ -268,6 +269,7 @@ RULES = {
     "gate, w .25": Rule(weight=0.25, reach=0.7),
     "gate, w .35": Rule(weight=0.35, reach=0.7),
     "gate, w .5": Rule(weight=0.5, reach=0.7),
+    "threshold, same encoder": Rule(floor=0.38, is_compared=False),  # chosen on the development people of 83_law
 }
 
 
@@ -674,48 +676,92 @@ def list_plan_tests() -> dict:  # name -> (differences, one number per person; t
     }
 
 # %% ../../nbs/experiments/79_gate.ipynb #gaterdm1
-README_ROWS = {  # label -> (rule, state); state: "start", or the probability of taking a misplaced form out, after 400
-    "the three corrections in every prompt": ("always", "start"),
-    "a fixed similarity threshold": ("threshold", "start"),
-    "the gate, on the first day": (PACKAGE, "start"),
-    "the gate, after 400 other dialogues": (PACKAGE, 0.0),
+README_ROWS = {  # label -> (rule, state, condition); state: "start", or the probability of taking a form out, after 400
+    "the wish as a system prompt": ("always", "start", "instruction"),
+    "the same, with a corrected reply inside": ("always", "start", "example"),
+    "the three corrections in every prompt": ("always", "start", "always"),
+    "behind a similarity threshold": ("threshold, same encoder", "start", "always"),
+    "**behind the gate**, on the first day": (PACKAGE, "start", "always"),
+    "**behind the gate**, 400 dialogues later": (PACKAGE, 0.0, "always"),
 }
+README_METRICS = ("own", "seen", "unseen", "other_opens")
+
+
+def score_readme(rule: str, state, condition: str) -> dict:  # metric -> an estimate
+    "Return the means of a README row over the people who want a form in one subject."
+    scores = [score(name, rule, state, condition) for name in list_able("one subject")]
+    return {metric: mean_over_users([one[metric] for one in scores]) for metric in README_METRICS}
 
 
 def write_readme_table() -> str:
     "Write the README's table: where three corrections act, for people who want a form in one subject."
-    people = list_able("one subject")
-    heads = ("where it belongs", "subjects left alone", "subjects nobody touched", "unrelated prompts opened")
-    lines = [f"| | {' | '.join(heads)} |", "|---|---|---|---|---|"]
-    for label, (rule, state) in README_ROWS.items():
-        scores = [score(name, rule, state) for name in people]
-        metrics = ("own", "seen", "unseen", "other_opens")
-        cells = [format_estimate(mean_over_users([one[metric] for one in scores])) for metric in metrics]
+    heads = ("where it belongs", "subjects left alone", "other subjects", "unrelated prompts affected")
+    lines = [f"| the form in replies | {' | '.join(heads)} |", "|---|---|---|---|---|"]
+    widths = []
+    for label, row in README_ROWS.items():
+        found = score_readme(*row)
+        widths += [max(one.high - one.value, one.value - one.low) for one in found.values()]
+        cells = [f"{one.value:.2f}".replace("0.", ".") for one in found.values()]
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) + f"\n\nThe 95 % intervals reach at most {max(widths):.2f} to either side.".replace(
+        "0.", "."
+    )
+
+
+def write_readme_threshold() -> str:
+    "Write what the gate has and a threshold on the same encoder hasn't, in numbers."
+    people = [name for name in FOREIGN if (name, "always") in read_replies()]
+    ours, theirs = (
+        np.array([score(name, rule)["own"] for name in people]) for rule in (PACKAGE, "threshold, same encoder")
+    )
+    kept = [f"{habits.mean():.2f}".lstrip("0") for habits in (ours, theirs)]
+    more = write_numbers(mean_over_users(ours - theirs))
+    return (
+        "Without any of it, no reply has the form. The threshold, chosen on other people, does about as well as the "
+        f"gate here. For {len(people)} people in four other languages the gate keeps the form in {kept[0]} and the "
+        f"threshold in {kept[1]} of the replies where it belongs ({more} more)."
+    )
 
 
 def write_readme_answer() -> str:
-    "Write why not a system prompt, in numbers."
-    replies = read_replies()
+    "Write what the README's table shows of a system prompt, in numbers."
     people = list_able("one subject")
-    told = [name for name in people if (name, "instruction") in replies and (name, "example") in replies]
-    rules = dict(always=PACKAGE, instruction="always", example="always")  # condition -> rule
-    scores = {c: [score(name, rule, "start", c) for name in told] for c, rule in rules.items()}
-
-    def mean(condition: str, metric: str) -> str:
-        return f"{np.mean([one[metric] for one in scores[condition]]):.2f}".lstrip("0")
-
-    def gain(condition: str) -> str:
-        differences = [ours["own"] - theirs["own"] for ours, theirs in zip(scores["always"], scores[condition])]
-        return write_numbers(mean_over_users(differences))
-
+    ours, theirs = (
+        [score(name, *row[:2], row[2]) for name in people]
+        for row in (
+            README_ROWS["**behind the gate**, on the first day"],
+            README_ROWS["the same, with a corrected reply inside"],
+        )
+    )
+    kept, spared = (
+        write_numbers(mean_over_users([sign * (a[metric] - b[metric]) for a, b in zip(ours, theirs)]))
+        for metric, sign in (("own", 1), ("seen", -1))
+    )
     return (
-        "You'd have to know what to write, it would act in every reply, and a small model often ignores it. Written by "
-        f"hand, it kept {mean('instruction', 'own')} of the habits and put the form into {mean('instruction', 'seen')} "
-        f"of the replies in subjects left alone; with a corrected reply inside, {mean('example', 'own')} and "
-        f"{mean('example', 'seen')}. Three corrections behind the gate have {mean('always', 'own')} and "
-        f"{mean('always', 'seen')}: in habits {gain('instruction')} and {gain('example')} more."
+        "You'd have to know what to write, and it acts in every reply. Beside the better of the two above, the gate "
+        f"keeps the form in {kept} more of the replies where it belongs, which may be chance, and spares {spared} of "
+        "those in subjects left alone, which isn't."
+    )
+
+
+def write_readme_night() -> str:
+    "Write what a fine-tune gains and costs behind the gate."
+    nights = read_results("gate-night")
+    replies = read_replies() | {
+        (row["user"], "adapter"): {place: row["adapter"][place] for place in list_tests(row["user"])} for row in nights
+    }
+    means = {
+        (condition, metric): np.mean(
+            [score(row["user"], PACKAGE, "start", condition, replies)[metric] for row in nights]
+        )
+        for condition in ("always", "adapter")
+        for metric in ("own", "right")
+    }
+    write = lambda *key: f"{means[key]:.2f}".replace("0.", ".")
+    return (
+        f"Four of these people gave sixteen answers. As a fine-tune behind the gate they put the form into "
+        f"{write('adapter', 'own')} of the replies where it belongs, three corrections as examples into "
+        f"{write('always', 'own')}; right answers are {write('adapter', 'right')} and {write('always', 'right')}."
     )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gatereal2
@@ -724,7 +770,7 @@ REAL_FILES = dict(trivia="instruct/open_trivia_qa.jsonl.gz", locomo="restricted/
 NO_SUBJECTS = tuple(f"trivia_{name}" for name in ("general", "newest", "rated", "for-kids", "brain-teasers"))
 REAL_DRAWS = 10  # of a topic
 REAL_QUESTIONS = 60  # of a topic
-REAL_RULES = [name for name in RULES if name not in ("today", "floor")]  # those need accepted replies
+REAL_RULES = [name for name in RULES if name not in ("today", "floor")] + [PACKAGE]  # those two need accepted replies
 
 
 def open_real(pool: str):  # a text file
@@ -798,7 +844,8 @@ def load_real_rows(pool: str, encoder: str) -> dict:  # text -> vector
 def measure_real(jobs: list):  # yields a dict of results a job
     "Return for which share of a unit's prompts a rule opens."
     for job in jobs:
-        rule = RULES[job["rule"]]
+        rule = RULES.get(job["rule"], Rule())
+        build = Shipped if job["rule"] == PACKAGE else functools.partial(Judge, rule)
         known = load_real_rows(job["pool"], rule.encoder)
         shares = {}
         for unit, case in list_real_cases(job["pool"]):
@@ -806,7 +853,7 @@ def measure_real(jobs: list):  # yields a dict of results a job
                 continue
             rows = {part: np.array([known[text] for text in prompts]) for part, prompts in case.items()}
             for part in ("own", "seen", "unseen", "general", "other"):
-                judge = Judge(rule, rows["corrected"], rows["alone"], rows[part])
+                judge = build(rows["corrected"], rows["alone"], rows[part])
                 shares.setdefault(part, []).append(float(judge.is_open().mean()))
         yield {part: round(float(np.mean(own)), 4) for part, own in shares.items()} | dict(cases=len(shares["own"]))
 
