@@ -13,7 +13,7 @@ import numpy as np
 
 from ..base.core import ANSWERED_ORIGINS, Dialogue, check_settings_fields, setting
 from ..base.text import format_date, is_frequent, normalise_text
-from .statements import ATTRIBUTES, OWN_FIRST, Asked, Statement
+from .statements import ATTRIBUTES, OWN_FIRST, Asked, Statement, has_words
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #ret00006
 def collect_memories(dialogues: list) -> list:  # answered dialogues, oldest first
@@ -108,6 +108,7 @@ def is_surely_changed(old: Statement, new: Statement) -> bool:  # new: of the ki
     "Say whether a change must be one of an older statement: of home, work or age, or of all that it names."
     first = re.search(r"\w+|$", new.text)[0]
     is_of_another = OWN_FIRST.match(new.text) or first.istitle() and not is_frequent(first)  # *my wife*, *Leo*
+    is_of_another = is_of_another or has_words("things", new.text)  # *we moved the office*
     words = find_rare_words(old.text)
     is_named = words and words <= find_rare_words(new.text)
     return not is_of_another and (old.kind in ATTRIBUTES or bool(is_named))
