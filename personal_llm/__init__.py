@@ -20,6 +20,7 @@ _ROOMS = {
     "buffer.policies": "POLICIES Policy",
     "buffer.buffer": "Buffer check_policy",
     "buffer.synthesis": "synthesize",
+    "memory.gate": "Evidence belongs judge",
     "tuning.config": "TuningConfig",
     "tuning.finetune": "finetune",
     "tuning.statistics": "paired_bootstrap",
@@ -35,6 +36,7 @@ _ROOMS = {
     "app.demo": "run_demo",
     "app.personalize": "personalize",
     "extras.space": "StyleSpace",  # of an act that the core never imports
+    "extras.reproduce": "compare_policies compare_selectors",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 __all__ = sorted(_ROOM_OF)

@@ -11,7 +11,7 @@ from personal_llm.app.personalize import check_memory_folder
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import ARCHIVE_FILE, Archive, delete_dialogues, hold_folder, is_archive_file
-from personal_llm.device.archive import load_vectors, open_archive, purge, store_vectors
+from personal_llm.device.archive import load_vectors, open_archive, purge, read_model_name, store_vectors
 from personal_llm.device.state import State, open_state
 
 
@@ -138,6 +138,19 @@ def test_a_folder_is_held_once_also_within_one_program(tmp_path):
     hold_folder(tmp_path).release()
 
 
+def test_the_name_of_the_last_model_is_read_without_the_rest(tmp_path):
+    assert read_model_name(tmp_path) == "" and not [*tmp_path.iterdir()]
+    archive = Archive(tmp_path)
+    assert read_model_name(tmp_path) == ""
+    for name in ("first", "second"):
+        archive.append("configured", content=dict(base="b", model=name, settings={}, buffer=Buffer().header()))
+        assert read_model_name(tmp_path) == name == open_state(archive).model
+    archive.execute("UPDATE events SET content = '{' WHERE number = 2")
+    archive.close()
+    with pytest.raises(InputError, match="memory.sqlite: damaged"):
+        read_model_name(tmp_path)
+
+
 @pytest.mark.parametrize("folder", ["~nobody-of-this-name/me", "a\0b", "a" * 300, 5, b"me"])
 def test_what_names_no_folder_is_one_line(folder):
     for read in (Archive, hold_folder, check_memory_folder):
@@ -152,8 +165,9 @@ def test_an_empty_file_is_a_first_opening_that_was_interrupted_or_damage(other, 
     with pytest.raises(InputError, match="damaged .file is not a database" if is_damage else "no memory here"):
         open_archive(tmp_path)
     if is_damage:
-        with pytest.raises(InputError, match="memory.sqlite: damaged"):
-            Archive(tmp_path)
+        for read in (Archive, check_memory_folder, read_model_name):  # the last two before a model is loaded
+            with pytest.raises(InputError, match="memory.sqlite: damaged"):
+                read(tmp_path)
         assert (tmp_path / ARCHIVE_FILE).stat().st_size == 0
     else:
         Archive(tmp_path).close()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from personal_llm.base.core import Dialogue, InputError, check
-from personal_llm.base.core import import_extra, read_history
+from personal_llm.base.core import hash_history, import_extra
 
 NUMBER = 10**400
 
@@ -74,9 +74,11 @@ def test_a_dialogue_does_not_change_and_a_row_has_no_unknown_field():
 
 def test_the_hash_of_a_history_does_not_depend_on_what_was_read_before():
     talk = (("user", "Hello"), ("assistant", "Hi."), ("user", "How are you?"), ("assistant", "Fine."))
-    before, digest = read_history(talk[:2])
-    assert read_history(()) == ((), "") and read_history(talk)[1] != digest
-    assert read_history([*map(list, before)]) == (before, digest)
+    digest = hash_history(talk[:2])
+    assert hash_history(()) == "" and hash_history(talk) != digest
+    assert hash_history(talk[:2]) == digest
+    again = Dialogue("Yes", "Good.", [*map(list, talk)])
+    assert again.history == talk and again.id == Dialogue("Yes", "Good.", talk).id
 
 
 def test_a_missing_package_says_what_to_type():

@@ -55,6 +55,28 @@ def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
         load_encoder()
 
 
+def test_a_function_of_a_text_is_an_encoder():
+    rows = VectorStore(lambda text: [len(text), 0]).embed(["a", "bc"])
+    assert rows.tolist() == [[1, 0], [1, 0]] and rows.dtype == np.float32, "of length 1"
+
+
+@pytest.mark.parametrize(
+    "embed, problem",
+    [
+        (lambda text: [np.nan, 1], "the encoder returned shape"),
+        (lambda text: 1, "the encoder returned shape"),
+        (lambda text: [[1, 2]], "the encoder returned shape"),
+        (lambda text: None, "the encoder returned shape"),
+        (lambda text: [1] * len(text), "the encoder raised ValueError"),
+        (lambda text: 1 / 0, "the encoder raised ZeroDivisionError"),
+        (SimpleNamespace(encode=lambda texts: np.ones((1, 3))), "for 2 texts"),
+    ],
+)
+def test_an_encoder_that_returns_nonsense_is_one_line(embed, problem):
+    with pytest.raises(InputError, match=problem):
+        encode(["a", "bc"], embed)
+
+
 @pytest.mark.parametrize("name", [DEFAULT_ENCODER, OTHER_ENCODER])
 def test_other_words_and_other_languages_of_one_meaning_are_near(name, monkeypatch):
     if name == OTHER_ENCODER and find_weights(name) is None:

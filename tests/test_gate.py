@@ -189,9 +189,20 @@ def test_many_prompts_are_judged_as_one_by_one(num_taught, num_alone, num_prompt
         (lambda: belongs(np.float64(0.5)), r"shapes \(\)"),
         (lambda: belongs(np.zeros(0)), "no corrections"),
         (lambda: judge(Evidence(said(0)), dict(answers=place(0, 1)), place(0)[0]), "answers: vectors of shape"),
-        (lambda: judge(Evidence(said(0)), dict(answers=place(0)), np.ones(3)), "a width of 3"),
+        (lambda: judge(Evidence(said(0)), dict(answers=place(0)), np.eye(3)[0]), "a width of 3"),
+        (
+            lambda: judge(Evidence(said(0)), dict(answers=place(0)), place(0)),
+            r"the prompt: vectors of shape \(1, 1, 2\)",
+        ),
+        (lambda: judge(Evidence(said(0)), dict(answers=2 * place(0)), place(0)[0]), "answers: a vector of length 2"),
+        (lambda: judge(Evidence(said(0)), dict(answers=place(0)), 3 * place(0)[0]), "the prompt: a vector of length 3"),
+        (
+            lambda: judge(Evidence(said(0)), dict(answers=place(0)), place(0)[0], General(np.eye(3))),
+            "general prompts: vec",
+        ),
+        (lambda: General(["What is rain?"]), r"general prompts: vectors of shape \(1,\)"),
         (lambda: judge(Evidence(said(0)), {}, place(0)[0]), "answers: vectors of shape"),
-        (lambda: judge(Evidence(said(0)), dict(answers=place(0) * np.nan), place(0)[0]), "not a finite number"),
+        (lambda: judge(Evidence(said(0)), dict(answers=place(0) * np.nan), place(0)[0]), "a vector of length nan"),
         (lambda: Evidence(answers=["How?"]), "no dialogue"),
     ],
 )

@@ -60,6 +60,11 @@ WRONG = {  # what is wrong -> (methods of a policy, the error)
     "no pair": (dict(choose=lambda *given: 0), "policy Wrong raised TypeError"),
     "no reason": (dict(choose=lambda *given: (0, "")), "gives no reason in words"),
     "a question of no form": (dict(decide_question=lambda *given: True), "policy Wrong raised TypeError"),
+    "nothing": (dict(choose=lambda *given: None), "policy Wrong raised TypeError"),
+    "several slots": (dict(choose=lambda *given: (np.array([0, 0]), "two")), "policy Wrong raised ValueError"),
+    "no number": (dict(choose=lambda *given: (float("nan"), "none")), "chose slot nan"),
+    "a dialogue twice": (dict(select_training_dialogues=lambda self, own: own[:1] * 2), "or one twice"),
+    "arguments": (dict(__init__=lambda self, share: None), "policy Wrong raised TypeError"),
     "other dialogues": (dict(select_training_dialogues=lambda self, own: [*own, Dialogue("a", "b")]), "wasn't given"),
     "chance of its own": (
         dict(choose=lambda self, view, c: (int(np.random.default_rng().integers(len(view))), "luck")),
@@ -117,9 +122,14 @@ def test_a_policy_sees_the_model_if_it_asks_and_takes_arguments_by_name(monkeypa
 
 
 def test_unknown_policies_are_one_line():
-    for wrong in ("best", 5, None, Surprising, ["sdss"]):
+    for wrong in ("best", 5, None, dict, ["sdss"]):
         with pytest.raises(InputError, match="use one of sdss"):
             get_policy(wrong)
+
+
+def test_a_dialogue_without_scores_is_one_line():
+    with pytest.raises(InputError, match=r"the candidate is Dialogue; score it first: score\(model, \[dialogue\]\)"):
+        Buffer(1, Surprising).add(Dialogue("How?", "So."))
 
 
 def test_a_policy_without_a_choice_names_the_method_to_write():

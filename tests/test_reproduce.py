@@ -1,6 +1,8 @@
 "Both papers' tables by one command: small runs that resume, and what each row depends on."
 
+import importlib
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +14,10 @@ from personal_llm.buffer.policies import POLICIES, Policy
 from personal_llm.extras import reproduce
 from personal_llm.extras.commands import split_policies
 from personal_llm.extras.reproduce import SDSSPlan, XPerTPlan, compare_policies, count_steps, describe_code, hold_out
-from personal_llm.extras.reproduce import reproduce_sdss, reproduce_xpert
+from personal_llm.extras.reproduce import compare_selectors, reproduce_sdss, reproduce_xpert
 from personal_llm.extras.space import WORDS_FILE
 from personal_llm.selection.library import Library
+from personal_llm.selection.ranking import Ranking
 from personal_llm.selection.selection import select
 from personal_llm.tuning.config import TuningConfig
 from servers import pocket
@@ -66,6 +69,44 @@ def test_the_code_of_a_policy_stands_in_its_rows():
     assert describe_code(changed()) != own, "a class without a file, too"
 
 
+STEEP = """
+from helper import SHARE
+from personal_llm.buffer.policies import Policy
+
+class Steep(Policy):
+    def __init__(self, k=1):
+        self.k, self.draw = k, lambda: k
+
+    def choose(self, view, candidate):
+        return 0, f"{SHARE} of {self.k}"
+"""
+
+
+@pytest.mark.parametrize("is_package", [False, True])
+def test_a_change_anywhere_in_the_file_or_package_of_a_policy_is_new_code(tmp_path, monkeypatch, is_package):
+    name = f"steep_{is_package}"
+    module = tmp_path / name / "__init__.py" if is_package else tmp_path / f"{name}.py"
+    module.parent.mkdir(exist_ok=True)
+    helper = module.parent / "helper.py"
+    helper.write_text("SHARE = 1")
+    module.write_text(STEEP.replace("from helper", f"from {name}.helper" if is_package else "from helper"))
+    facts = tmp_path / f"{name}-2.5.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.5\n")
+    (facts / "top_level.txt").write_text(name)
+    monkeypatch.syspath_prepend(tmp_path)
+    steep = importlib.import_module(name).Steep
+    first = describe_code(steep())
+    assert first.startswith(f"{name} 2.5 ") and describe_code(steep()) == first, "no address of a function"
+    assert describe_code(steep(k=2)) != first, "an instance with other arguments"
+    module.write_text(module.read_text() + "\nSIZE = 3\n")
+    assert describe_code(steep()) != first, "a line outside the class"
+    second = describe_code(steep())
+    helper.write_text("SHARE = 2")
+    assert (describe_code(steep()) != second) == is_package, "a module of its own package"
+    sys.modules.pop("helper", None)
+
+
 def test_conversations_are_held_out_whole():
     rows = [d.derive(labels=dict(group=f"talk {i // 3}")) for i, d in enumerate(talks(30))]
     stream, tests = hold_out(rows, 6, seed=0)
@@ -75,11 +116,59 @@ def test_conversations_are_held_out_whole():
     assert hold_out(rows, 6, seed=1)[1] != tests
 
 
+def mean_arrival(buffer):
+    return buffer.view.arrival.mean()
+
+
+class Counting(Shortest):
+    turn = 0
+
+    def choose(self, view, candidate):
+        self.turn += 1
+        return 0, f"turn {self.turn}"
+
+
+def test_no_person_sees_what_a_policy_remembers_of_another():
+    reasons = []
+    measure = lambda buffer: len(reasons.append(buffer.log[-1].reason) or reasons)
+    compare_policies([Counting()], dict(ana=make_candidates(12), bo=make_candidates(12)), measure, capacity=4)
+    assert reasons == ["turn 8", "turn 8"]
+
+
+@pytest.mark.parametrize(
+    "policies, measure, problem",
+    [
+        ([], mean_arrival, "no method to compare"),
+        ([Shortest(), Shortest], mean_arrival, "two methods are named Shortest"),
+        (["fifo"], lambda buffer: np.nan, "what measure returns for fifo and ana is nan"),
+        (["fifo"], lambda buffer: None, "what measure returns for fifo and ana is None"),
+        (["fifo"], lambda buffer: buffer.loss, "measure raised AttributeError"),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_one_line(policies, measure, problem):
+    with pytest.raises(InputError, match=problem):
+        compare_policies(policies, dict(ana=make_candidates(12)), measure, capacity=4)
+
+
+def test_selectors_are_compared_by_people():
+    def first(request):
+        return Ranking("plain", ("plain",), (0.0,))
+
+    def careless(request):
+        return "ward-round"
+
+    people = {name: (talks(8), talks(10)[8:]) for name in ("ana", "bo")}
+    table = compare_selectors(["loss", first], Library("pocket"), pocket(), people)
+    assert [*table.values] == ["loss", "first"] and table.unit == "people"
+    assert table.values["loss"][0] <= table.values["first"][0] and len(table.values["first"]) == 2
+    with pytest.raises(InputError, match="selector careless returned no ranking"):
+        compare_selectors([first, careless], Library("pocket"), pocket(), people)
+
+
 def test_policies_are_compared_by_people():
     streams = {name: make_candidates(48)[place:] for place, name in enumerate(("ana", "bo", "cleo"))}
-    table = compare_policies(
-        ["fifo", "reservoir", Shortest()], streams, lambda buffer: buffer.view.arrival.mean(), capacity=8
-    )
+    table = compare_policies(["fifo", "reservoir", Shortest()], streams, mean_arrival, capacity=8)
+    assert table.metric == "mean arrival"
     first, second, third = table.to_rows()
     assert first["mean"] == 42.5 and first["less"] == "" and second["low"] > 0 and third["policy"] == "Shortest"
 

@@ -15,7 +15,7 @@ from personal_llm.selection.gradient_match import compute_slopes, get_linear_lay
 from personal_llm.selection.library import Library
 from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, Ranking, SelectionRequest
 from personal_llm.selection import selection
-from personal_llm.selection.selection import SELECTORS, select, select_by_match
+from personal_llm.selection.selection import SELECTORS, select, select_by_loss, select_by_match
 from tiny import ARCHITECTURES, random_adapter, shared
 from ways import LOUD, spoken
 
@@ -138,7 +138,7 @@ def planted_library(space="planted"):
 @pytest.mark.parametrize(
     "request_, problem",
     [
-        (dict(method="no such"), "unknown method 'no such'; use one of match, style, xpert"),
+        (dict(method="no such"), "unknown method 'no such'; use one of match, loss, style, xpert"),
         (dict(model=SimpleNamespace(base="another"), dialogues=[]), "the library is for base"),
         (dict(method="match"), "match needs the personal dialogues and the model"),
         (dict(), "no explanation of the user"),
@@ -156,6 +156,10 @@ def test_a_request_that_lacks_something_is_refused(request_, problem):
         (lambda request: "ward-round", "selector mine returned no ranking of Library"),
         (lambda request: Ranking("nobody", ("nobody",), (0.0,)), "selector mine returned no ranking"),
         (lambda request: Ranking(None, ("plain",), ()), "selector mine returned no ranking"),
+        (lambda request: Ranking("plain", ("plain",), (np.nan,)), "selector mine returned no ranking"),
+        (lambda request: Ranking("plain", ("plain", "plain"), (0.0, 1.0)), "selector mine returned no ranking"),
+        (lambda request: Ranking("plain", ("plain",), ("near",)), "selector mine raised ValueError"),
+        (lambda request: None, "selector mine returned no ranking"),
         (lambda request: 1 / 0, "selector mine raised ZeroDivisionError"),
     ],
 )
@@ -163,6 +167,20 @@ def test_a_selector_that_fails_is_blamed_by_name(monkeypatch, selector, problem)
     monkeypatch.setitem(SELECTORS, "mine", selector)
     with pytest.raises(InputError, match=problem):
         select(Library("pocket"), method="mine")
+
+
+def test_a_selector_need_not_say_that_it_starts_from_the_best():
+    found = select(Library("pocket"), method=lambda request: Ranking("plain", ("plain",), (0.0,)))
+    assert found.start == "plain" and found.adapter.name == "plain"
+
+
+def test_the_loss_selector_takes_the_lowest_of_all():
+    losses = PLLMLosses(None, None, [None] * 4)
+    losses.known_sums |= {name: np.array([(nats, 2)] * 4) for name, nats in dict(a=4, b=2, c=6).items()}
+    found = select_by_loss(SelectionRequest(["a", "b", "c"], losses=losses))
+    assert found.best == "b" and found.names == ("b", "a", "c") and found.distances == (1, 2, 3)
+    with pytest.raises(InputError, match="loss needs the personal dialogues"):
+        select(Library("pocket"), method="loss")
 
 
 # ---- ranking

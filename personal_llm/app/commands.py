@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import time
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,7 +34,7 @@ from ..base.weights import DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
 from ..buffer.policies import DEFAULT_POLICY, POLICIES, get_policy, load_policies
 from ..data.reading import read_dialogues
-from ..device.archive import ARCHIVE_FILE, Archive, hold_folder, open_archive
+from ..device.archive import ARCHIVE_FILE, hold_folder, open_archive, read_model_name
 from ..device.evidence import describe_state, list_answered, list_examples
 from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
 from ..device.settings import PersonalizerSettings
@@ -163,9 +163,8 @@ def load(name: str = None, folder: str = None, quiet: bool = False, is_largest: 
     facts = [] if name else ["another one: --model NAME"]
     if folder:
         check_is_folder(folder)
-    if name is None and folder and (Path(folder) / ARCHIVE_FILE).is_file():
-        with closing(Archive(folder)) as archive:
-            name = open_state(archive).model if archive.events else None
+    if name is None and folder:
+        name = read_model_name(folder) or None
     name = choose_model_name(name, is_largest)
     file = None if name == "pocket" else find_gguf(name)
     if file is not None or Path(resolve_model(name)).exists():

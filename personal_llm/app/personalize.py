@@ -28,7 +28,7 @@ from ..buffer.policies import DEFAULT_POLICY
 from ..data.reading import read_dialogues
 from ..data.records import format_value
 from ..data.splits import MIN_DIALOGUES, split_test_dialogues
-from ..device.archive import ARCHIVE_FILE, hold_folder, list_others, open_archive
+from ..device.archive import ARCHIVE_FILE, hold_folder, list_others, open_archive, read_model_name
 from ..device.personalizer import Personalizer
 from ..device.settings import PersonalizerSettings
 from ..device.state import State, open_state
@@ -61,11 +61,12 @@ def find_start(name: str):  # None, a `Library`, or an adapter's folder
 
 
 def check_memory_folder(folder) -> None:
-    "Raise `InputError` if a folder has files in it but no archive, or is in use."
+    "Raise `InputError` if a folder has files in it but no archive, or a damaged one, or is in use."
     folder = expand_folder(folder)
     check_is_folder(folder)
     if (folder / ARCHIVE_FILE).is_file():
         hold_folder(folder).release()
+        read_model_name(folder)
     elif folder.exists() and (others := list_others(folder)):
         raise InputError(f"{folder}: holds other files, such as {others[0]}", "give a new or empty folder")
 

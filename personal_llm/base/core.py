@@ -162,24 +162,26 @@ def check_settings_fields(settings) -> None:  # an instance of a dataclass
             object.__setattr__(settings, f.name, value)
 
 # %% ../../nbs/0_base/01_core.ipynb #4943695a
+def is_turn(turn) -> bool:
+    "Say whether a value is a pair of texts."
+    is_pair = isinstance(turn, (tuple, list)) and len(turn) == 2
+    return is_pair and isinstance(turn[0], str) and isinstance(turn[1], str)
+
+
 _last_history = ((), "")  # turns, their hash
 
 
-def read_history(turns) -> tuple:  # (role, text) pairs, and their hash in hexadecimal digits, empty without turns
-    "Check and hash the turns before a dialogue; raise `InputError` for a turn that is no pair of texts."
+def hash_history(turns: tuple) -> str:  # hexadecimal digits, empty without turns
+    "Hash the turns before a dialogue."
     global _last_history
-    turns = tuple(turns)
     known, digest = _last_history
     if turns[: len(known)] != known:
         known, digest = (), ""
     for turn in turns[len(known) :]:
-        is_pair = isinstance(turn, (tuple, list)) and len(turn) == 2
-        if not is_pair or not all(isinstance(part, str) for part in turn):
-            raise InputError(f"a turn of the history is {str(turn)[:60]!r}", "give pairs of role and text")
         content = digest + json.dumps(turn, ensure_ascii=False)
         digest = hashlib.sha1(content.encode("utf-8", "surrogatepass")).hexdigest()
-    _last_history = (known + tuple(map(tuple, turns[len(known) :])), digest)
-    return _last_history
+    _last_history = turns, digest
+    return digest
 
 # %% ../../nbs/0_base/01_core.ipynb #12d6a7af
 USER_ORIGINS = ("user", "approved", "annotated")  # of responses that the user wrote or approved
@@ -209,12 +211,16 @@ class Dialogue(Displayed):
             raise InputError(f"parents is {self.parents!r}"[:80], "give the ids of the dialogues it was made from")
         time = check(self.time, "number", "the time", remedy="give seconds or the place in a stream")
         check(self.labels, dict, "labels", remedy="give names and values")
-        history, digest = read_history(self.history)
+        turns = tuple(self.history)
+        for turn in turns:
+            if not is_turn(turn):
+                raise InputError(f"a turn of the history is {str(turn)[:60]!r}", "give pairs of role and text")
+        history = tuple(map(tuple, turns))
         object.__setattr__(self, "history", history)
         object.__setattr__(self, "parents", tuple(self.parents))
         object.__setattr__(self, "time", time)
         if not self.id:
-            before = [digest] if history else []
+            before = [hash_history(history)] if history else []
             content = [self.prompt, self.response, before, self.time, self.origin, self.parents]
             content = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
             object.__setattr__(self, "id", hashlib.sha1(content).hexdigest()[:16])

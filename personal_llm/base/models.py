@@ -226,6 +226,10 @@ class Model:
         "Return the most tokens of a reply: the given number, else `MAX_REPLY` or half of the longest dialogue."
         return max_tokens or min(MAX_REPLY, self.max_length // 2)
 
+    def limit_prompt(self, max_tokens: int = None) -> int:  # max_tokens: of the reply
+        "Return the most tokens of a prompt with all that it reads, beside its reply."
+        return max(8, self.max_length - self.limit_reply(max_tokens))
+
     def encode(self, dialogue: Dialogue, max_length: int = None) -> dict:  # max_length: tokens, by default ours
         "Return a dialogue as a training sample within the window, and record in `truncated` if it was too long."
         max_tokens = self.max_length if max_length is None else max_length

@@ -88,7 +88,7 @@ class LocalEngine:
         "Write the reply to a dialogue."
         model = self.model
         max_tokens = model.limit_reply(options.max_tokens)
-        (ids,) = model.encode_prompts([dialogue], max(8, model.max_length - max_tokens))
+        (ids,) = model.encode_prompts([dialogue], model.limit_prompt(max_tokens))
         tokenizer = model.prompt_tokenizer
         end = find_end_of_turn(tokenizer)
         texts = [] if end is None or end in tokenizer.all_special_ids else [tokenizer.decode([end])]

@@ -103,6 +103,7 @@ class Buffer(Displayed):
 
     def add(self, candidate: ScoredDialogue) -> Decision:
         "Offer a dialogue to the buffer, and log what the policy decides."
+        check(candidate, ScoredDialogue, "the candidate", remedy="score it first: score(model, [dialogue])")
         _check_embeddings([*self.entries[:1], candidate])
         s = candidate.scores
         scores = dict(eoe=s.eoe, dss=s.dss, idd=self.view.compute_idd(candidate), domain=s.domain)
@@ -115,12 +116,15 @@ class Buffer(Displayed):
             reason = "the same text is in the buffer"
         else:
             if self.policy.needs_model and self.model is None:
-                raise InputError(f"policy {self.policy.name} needs the model", "give Buffer(…, model=model)")
+                raise InputError(
+                    f"policy {self.policy.name} needs the model", "give model=, as in Buffer(…, model=model)"
+                )
             with blame(f"policy {self.policy.name}"):
                 slot, reason = self.policy.place(self.view, candidate)
-        if slot is not None and slot not in range(min(len(self) + 1, self.capacity)):
-            what = f"policy {self.policy.name} chose slot {slot} of {len(self)} entries in {self.capacity} bins"
-            raise InputError(what, "return an entry's slot, None, or the number of entries while a bin is free")
+                is_slot = slot is None or slot in range(min(len(self) + 1, self.capacity))
+            if not is_slot:
+                what = f"policy {self.policy.name} chose slot {slot} of {len(self)} entries in {self.capacity} bins"
+                raise InputError(what, "return an entry's slot, None, or the number of entries while a bin is free")
         return self._settle(candidate, None if slot is None else int(slot), reason, self.seen, scores)
 
     def decide(self, candidate: ScoredDialogue) -> tuple:  # (`Decision`, state of the generator or None)
@@ -259,9 +263,10 @@ def check_policy(policy, model=None) -> None:  # a class, a name or an instance;
     """Check that a policy can serve in a memory, and raise `InputError` at the first thing that would go wrong there.
 
     It must return slots and reasons, decide the same again and after an interruption, answer when it is asked whether
-    to ask, and select training dialogues among those it is given. (What `check_estimator` is to scikit-learn.)
+    to ask, and select training dialogues among those it is given. (What `check_estimator` is to scikit-learn.) It
+    decides six times about 48 made-up dialogues: with gradients, seconds on `load_model("pocket")`, minutes on others.
     """
-    make = lambda: policy() if isinstance(policy, type) else copy.deepcopy(get_policy(policy))
+    make = lambda: copy.deepcopy(get_policy(policy))
     candidates = make_candidates(48)
 
     def run(capacity: int, stop: int = None) -> list:  # of (evicted dialogue, reason, question) of each candidate
@@ -284,9 +289,10 @@ def check_policy(policy, model=None) -> None:  # a class, a name or an instance;
             decided.append((decision.evicted, decision.kept, bool(wants)))
         with blame(f"policy {buffer.policy.name}"):
             chosen = buffer.policy.select_training_dialogues(buffer.dialogues)
-            is_part = all(any(d is own for own in buffer.dialogues) for d in chosen)
+            left = buffer.dialogues
+            is_part = all(d in left and not left.remove(d) for d in chosen)
         if not is_part:
-            problem = f"policy {buffer.policy.name} selects training dialogues that it wasn't given"
+            problem = f"policy {buffer.policy.name} selects training dialogues that it wasn't given, or one twice"
             raise InputError(problem, "return some of the list")
         return decided
 

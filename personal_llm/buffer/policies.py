@@ -155,14 +155,17 @@ def read_value(text: str):
 
 
 def get_policy(policy) -> Policy:
-    "Get a policy by its name, also with arguments (`mine:share=0.3,by=loss`); an instance is returned unchanged."
+    "Get a policy by its name, also with arguments (`mine:share=0.3,by=loss`), or of a class; an instance stays."
     if isinstance(policy, Policy):
         return policy
-    load_policies()
+    if isinstance(policy, type) and issubclass(policy, Policy):
+        with blame(f"policy {policy.__name__}"):
+            return policy()
+    skipped = load_policies()
     name, _, arguments = policy.partition(":") if isinstance(policy, str) else ("", "", "")
     if name not in POLICIES:
         known = f"use one of {', '.join(POLICIES)}, or an instance of a class derived from Policy"
-        raise InputError(f"unknown policy {str(policy)[:60]!r}", known)
+        raise InputError(f"unknown policy {str(policy)[:60]!r}", skipped.get(name, known))
     pairs = [part.partition("=") for part in arguments.split(",") if part]
     with blame(f"policy {name}"):
         made = POLICIES[name](**{key.strip(): read_value(value) for key, _, value in pairs})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARCHIVE_FILE', 'APPLICATION_ID', 'VERSION', 'FIRST_FILES', 'UNFINISHED', 'SCHEMA', 'ID_LISTS', 'Event', 'Archive',
            'store_vectors', 'store_said', 'load_vectors', 'cut_history', 'drop_ids', 'delete_dialogues', 'purge',
-           'count_bytes', 'open_archive']
+           'count_bytes', 'read_model_name', 'open_archive']
 
 # %% ../../nbs/7_device/01_archive.ipynb #f459167a
 import gc
@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -360,6 +360,17 @@ def purge(archive: Archive) -> None:
 def count_bytes(archive: Archive) -> int:
     "Compute the size of the archive in bytes."
     return archive.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")[0][0]
+
+
+def read_model_name(folder) -> str:  # "" if there is no archive, or nothing in it yet
+    "Read the name of a folder's last model; raise `InputError` for a file that is no archive, or damaged."
+    file = expand_folder(folder) / ARCHIVE_FILE
+    if not file.is_file():
+        return ""
+    query = "SELECT json_extract(content, '$.model') FROM events WHERE kind = 'configured' ORDER BY number DESC LIMIT 1"
+    with report_damage(file), closing(connect(file)) as connection:
+        rows = connection.execute(query).fetchall()
+    return rows[0][0] if rows else ""
 
 
 def open_archive(folder) -> Archive:

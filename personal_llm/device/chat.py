@@ -131,20 +131,14 @@ class Scoping:
             self.state.record("asked_habit", ids=ids)
 
 # %% ../../nbs/7_device/10_chat.ipynb #cht4srce
-def count_lost(model, recalled: Recall) -> int:
-    "Return how many of the answers for a reply did not fit into the model, the least near first."
-    return split_lost(model.left_out.get(recalled.dialogue.id, 0), len(recalled.memories))[0]
-
-
 def describe_parts(model, recalled: Recall) -> list[Note]:
     "Name what a reply read of the person's."
     dialogue = recalled.dialogue
-    num_read = len(recalled.memories) - count_lost(model, recalled)
     is_bare = 0 < model.left_out.get(dialogue.id, 0) == len(dialogue.history)  # without the system prompt, too
     instructions = [said for said in recalled.instructions if not is_bare or said.text in dialogue.prompt]
     times = [] if is_bare else [statement.time for statement in recalled.statements]
     days = tuple(dict.fromkeys(map(note_date, filter(format_date, times))))  # places in a stream have no date
-    parts = [Note("of_answers", count=num_read)] * (num_read > 0)
+    parts = [Note("of_answers", count=len(recalled.memories))] * bool(recalled.memories)
     parts += [Note("of_instructions", count=len(instructions))] * bool(instructions)
     parts += [Note("of_statements_on", days=days) if days else Note("of_statements")] * bool(times)
     return parts + [Note("of_finetune")] * (recalled.adapter is not None)
@@ -156,7 +150,8 @@ def describe_loss(model, recalled: Recall, reply: ReplyStream) -> list[Note]:
     num_tokens = model.truncated.get(dialogue.id, 0)
     if not num_tokens:
         return []
-    num_lost, num_turns = split_lost(model.left_out.get(dialogue.id, 0), len(recalled.memories))
+    num_answers = len(recalled.memories) + len(recalled.lost)
+    num_lost, num_turns = split_lost(model.left_out.get(dialogue.id, 0), num_answers)
     lost = [Note("of_answers", count=num_lost)] * (num_lost > 0)
     lost += [Note("of_oldest_turns")] * (num_turns > 0)
     lost += [Note("of_message")] * (model.count_tokens(dialogue.prompt) > reply.num_prompt_tokens)
@@ -177,11 +172,15 @@ def describe_source(model, recalled: Recall, reply: ReplyStream) -> Note | None:
     return Note("line", parts=tuple(notes)) if notes else None
 
 
-def describe_reaction(memory: Memory, state: State, stored: Reaction) -> Note:
+def describe_reaction(memory: Memory, state: State, model, stored: Reaction) -> Note:
     "Say what a reaction changes."
     id = stored.target
     if stored.kind == "better":
-        return describe_scopes(memory, state, [id])
+        length = describe_length(memory, model, state.newest(id))
+        is_usable = length is None or length.name == "long"
+        parts = [describe_scopes(memory, state, [id])] * is_usable
+        parts += [Note("correction_is", what=length)] * (length is not None)
+        return Note("line", parts=tuple(parts))
     about = dict(prompt=state.list_prompts([id]))
     if stored.kind in GROUPS:
         return Note(stored.kind, **about)
@@ -318,6 +317,7 @@ class ChatSession:
                         yield piece
                         if self.is_halted:
                             break
+            self.recalled = self.recalled.leave_out(self.model.left_out.get(self.recalled.dialogue.id, 0))
         except BaseException as error:
             self.recalled, self.reply = earlier  # of the newest whole reply
             if isinstance(error, (InputError, GeneratorExit, KeyboardInterrupt)):
@@ -374,8 +374,6 @@ class ChatSession:
         stored = self.me.react(d, kind, text, self.clock(), scope)
         if kind == "better":
             self.scoping.subject = [stored.target]
-            note = describe_length(self.memory, self.model, self.state.newest(stored.target))
-            self.messages += [] if note is None else [Note("correction_is", what=note)]
         self.work.start_timer()
         return stored
 
@@ -388,7 +386,7 @@ class ChatSession:
 
     def describe_reaction(self, stored) -> str:  # stored: of `react`
         "Return a line about what a reaction changes."
-        return self.tell(describe_reaction(self.memory, self.state, stored))
+        return self.tell(describe_reaction(self.memory, self.state, self.model, stored))
 
     def undo(self) -> str:  # a line that names it
         "Take back the last reaction, scope or instruction; the next scope is about the corrections that it named."

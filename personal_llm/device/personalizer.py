@@ -424,7 +424,9 @@ class Personalizer(Displayed):
         "Find what a reply uses, the gate permitting; replaced: ids of turns whose statements it doesn't."
         adapter = self.adapter if self.model.reads_adapters else None
         is_elsewhere = not getattr(self.model.engine, "is_here", True)
-        return self.memory.find(self.state, dialogue, self.model.count_tokens, adapter, replaced, is_elsewhere)
+        count_tokens = self.model.count_tokens
+        room = self.model.limit_prompt() - count_tokens(dialogue.prompt)
+        return self.memory.find(self.state, dialogue, count_tokens, adapter, replaced, is_elsewhere, room)
 
     def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
         "Reply to a prompt with the user's answers before it; do not observe it."

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['BANK', 'PEOPLE', 'ORDERS', 'NUM_OTHERS', 'NUM_PROBES', 'TAKEN_OUT', 'SILENCES', 'ENCODERS', 'GATES', 'FACTORS',
-           'JOBS', 'GRIDS', 'list_lives', 'list_prompts', 'list_others', 'load_vectors', 'Evidence', 'look_up',
-           'open_threshold', 'open_reach', 'open_reach_of_corrections', 'open_closeness', 'open_nearest',
-           'open_three_nearest', 'open_centroid', 'open_grace', 'make_gate', 'open_shipped',
-           'open_shipped_with_reach_of_all', 'begin', 'choose_constant', 'run_stream', 'measure']
+           'PARTS', 'NUM_ASKED', 'CELLS', 'JOBS', 'GRIDS', 'LIVES', 'SHUFFLED', 'list_lives', 'list_own_items',
+           'list_prompts', 'list_others', 'load_vectors', 'Evidence', 'open_threshold', 'open_reach',
+           'open_reach_of_corrections', 'open_closeness', 'open_nearest', 'open_three_nearest', 'open_centroid',
+           'open_grace', 'make_gate', 'open_shipped', 'open_shipped_with_reach_of_all', 'begin', 'choose_constant',
+           'run_stream', 'write_marks', 'measure', 'list_asked', 'list_questions', 'find_form', 'choose_turns',
+           'measure_bare', 'measure_always', 'list_reply_jobs']
 
 # %% ../../nbs/experiments/83_law.ipynb #law00003
 import functools
@@ -15,12 +17,15 @@ import json
 
 import numpy as np
 
-from ..base.core import make_generator
+from ..base.core import Dialogue, make_generator
 from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
 from ..device.recall import list_general, load_general
+from .gate import FAMILY, MINILM, Side, write_wish
 from .harness import RESULTS, Grid
-from ..memory.gate import Gate, General, Points, measure_closeness, measure_reach, measure_spread
+from .person import SMALL, load_once, write_reply
+from ..memory.gate import MEAN_WEIGHT, Gate, General, Points, measure_reach, measure_spread
+from ..memory.retrieval import add_memories
 
 # %% ../../nbs/experiments/83_law.ipynb #law00006
 BANK = json.loads((RESULTS.parent / "law_people.json").read_text(encoding="utf-8"))
@@ -30,7 +35,7 @@ NUM_OTHERS = 400  # other dialogues in a stream
 NUM_PROBES = 200  # other prompts that are judged after a stream
 TAKEN_OUT = (0.0, 0.1, 0.25, 0.5)  # share of the misplaced forms that the person takes out
 SILENCES = ("for", "nothing", "against")
-ENCODERS = (DEFAULT_ENCODER, "all-MiniLM-L6-v2")
+ENCODERS = (DEFAULT_ENCODER, MINILM)
 
 
 def list_lives(part: str) -> list[tuple[str, str]]:  # part: "test" or "development" -> (name, subject) pairs
@@ -38,18 +43,23 @@ def list_lives(part: str) -> list[tuple[str, str]]:  # part: "test" or "developm
     return [(name, subject) for name, person in PEOPLE.items() if person["set"] == part for subject in person["own"]]
 
 
+def list_own_items(name: str, subject: str) -> list:  # of (prompt, keys, first sentence, second sentence)
+    "Return the items of a person's subject; people who share a subject begin with different ones."
+    sharing = [other for other in PEOPLE if subject in PEOPLE[other]["own"]]
+    items, offset = BANK["subjects"][subject], 4 * sharing.index(name)
+    return items[offset:] + items[:offset]
+
+
 def list_prompts(name: str, subject: str) -> dict[str, list[str]]:  # part -> prompts
     "Return what a person corrects, leaves alone, and is asked at the end."
-    person = PEOPLE[name]
-    prompts = {subject: [item[0] for item in items] for subject, items in BANK["subjects"].items()}
-    sharing = [other for other in PEOPLE if subject in PEOPLE[other]["own"]]
-    offset = 4 * sharing.index(name)  # people who share a subject correct other prompts of it
-    own = prompts[subject][offset:] + prompts[subject][:offset]
-    parts = dict(corrected=own[:3], tests=own[3:9], stream=[item[0] for item in BANK["stream"][subject]])
-    parts["alone"] = [prompt for subject in person["seen"] for prompt in prompts[subject][:4]]
-    parts["seen"] = [prompt for subject in person["seen"] for prompt in prompts[subject][4:8]]
-    parts["unseen"] = [prompt for subject in person["unseen"] for prompt in prompts[subject][:4]]
-    return parts
+    own = [item[0] for item in list_own_items(name, subject)]
+
+    def take(subjects: list, start: int) -> list:
+        return [item[0] for subject in subjects for item in BANK["subjects"][subject][start : start + 4]]
+
+    parts = dict(corrected=own[:3], own=own[3:9], stream=[item[0] for item in BANK["stream"][subject]])
+    parts |= dict(alone=take(PEOPLE[name]["seen"], 0), seen=take(PEOPLE[name]["seen"], 4))
+    return parts | dict(unseen=take(PEOPLE[name]["unseen"], 0))
 
 
 @functools.cache
@@ -63,30 +73,30 @@ def list_others() -> tuple:  # of (stream, probes) for each order, lists of prom
 
 
 @functools.cache
-def load_vectors(encoder: str) -> dict:  # text -> vector
+def load_vectors(encoder: str) -> tuple:  # (text -> place, vectors (texts, width), similarities (texts, texts))
     "Return the vectors of all texts of the experiment."
     banks = [*BANK["subjects"].values(), *BANK["stream"].values()]
     texts = [item[0] for items in banks for item in items]
     for stream, probes in list_others():
         texts += stream + probes
     texts = list(dict.fromkeys(texts))
-    return dict(zip(texts, encode(texts, encoder)))
+    rows = encode(texts, encoder)
+    return {text: place for place, text in enumerate(texts)}, rows, rows @ rows.T
 
 # %% ../../nbs/experiments/83_law.ipynb #law00008
 class Evidence:
     "What supports corrections and what opposes them, as places in a list of prompts, in the order of time."
 
-    def __init__(self, rows: np.ndarray, corrected: list, alone: list, general: General):  # rows: (prompts, width)
-        self.rows = rows
-        self.near = rows @ rows.T
-        self.corrected = list(corrected)
-        self.supporting = list(corrected)
-        self.opposing = list(alone)
+    def __init__(self, rows: np.ndarray, near: np.ndarray, corrected: list, alone: list, general: General):
+        self.rows, self.near, self.general = rows, near, general  # (prompts, width), (prompts, prompts)
+        self.corrected, self.supporting, self.opposing = list(corrected), list(corrected), list(alone)
+        self.near_supporting, self.near_opposing = Side(near[corrected]), Side(near[alone])
         self.times = {place: time for time, place in enumerate([*corrected, *alone])}
         self.sides = dict.fromkeys(corrected, "for") | dict.fromkeys(alone, "against")
         self.taken_out = set()
         self.radii = {}  # radius of a new key -> place -> radius of its key, of GRACE
-        self.general = general
+        self.spreads = {}  # "corrected" or "supporting" -> (number of entries, their spread)
+        self.gate = None  # the package's, while nothing new supports
 
     def add(self, place: int, side: str, is_act: bool = False) -> None:  # side: "for", "against" or "nothing"
         "Let a reply enter; is_act: the person corrected it, or took the form out."
@@ -96,88 +106,97 @@ class Evidence:
         self.sides[place] = side
         if side == "for":
             self.supporting.append(place)
+            self.near_supporting.add(self.near[place])
             self.corrected += [place] * is_act
+            self.gate = None
         else:
             self.opposing.append(place)
+            self.near_opposing.add(self.near[place])
             self.taken_out |= {place} if is_act else set()
+            if self.gate is not None:  # what is new overrides, and is not overridden
+                self.gate.opposing = np.concatenate([self.gate.opposing, self.rows[[place]]])
+                self.gate = None if self.gate.is_scattered else self.gate
 
-
-def look_up(
-    evidence: Evidence, places: list
-) -> tuple[np.ndarray, np.ndarray]:  # (supporting, prompts), (opposing, prompts)
-    "Return the similarities of prompts to both sides."
-    return evidence.near[np.ix_(evidence.supporting, places)], evidence.near[np.ix_(evidence.opposing, places)]
+    def measure_spread(self, name: str) -> float:  # name: "corrected" or "supporting"
+        "Return how close entries are to each other."
+        places = getattr(self, name)
+        if self.spreads.get(name, (0, 0))[0] != len(places):
+            self.spreads[name] = len(places), measure_spread(self.rows[places])
+        return self.spreads[name][1]
 
 
 def open_threshold(evidence: Evidence, places: list, constant: float) -> np.ndarray:
-    return look_up(evidence, places)[0].max(0) >= constant
+    return evidence.near_supporting.largest[places] >= constant
 
 
 def open_reach(evidence: Evidence, places: list, constant: float) -> np.ndarray:
-    spread = measure_spread(evidence.rows[evidence.supporting])
-    return look_up(evidence, places)[0].max(0) >= constant * spread
+    return open_threshold(evidence, places, constant * evidence.measure_spread("supporting"))
 
 
 def open_reach_of_corrections(evidence: Evidence, places: list, constant: float) -> np.ndarray:
-    spread = measure_spread(evidence.rows[evidence.corrected])
-    return look_up(evidence, places)[0].max(0) >= constant * spread
+    return open_threshold(evidence, places, constant * evidence.measure_spread("corrected"))
 
 
 def open_closeness(evidence: Evidence, places: list, constant: float) -> np.ndarray:
-    supporting, opposing = look_up(evidence, places)
-    return measure_closeness(supporting) - measure_closeness(opposing) >= constant
+    sides = evidence.near_supporting, evidence.near_opposing
+    supporting, opposing = (side.closeness(MEAN_WEIGHT)[places] for side in sides)
+    return supporting - opposing >= constant
 
 
 def open_nearest(evidence: Evidence, places: list, constant: float) -> np.ndarray:
-    supporting, opposing = look_up(evidence, places)
-    return supporting.max(0) - opposing.max(0) >= constant
+    return evidence.near_supporting.largest[places] - evidence.near_opposing.largest[places] >= constant
 
 
 def open_three_nearest(evidence: Evidence, places: list, constant: float) -> np.ndarray:
-    supporting, opposing = (np.sort(side, 0)[-3:].mean(0) for side in look_up(evidence, places))
+    sides = evidence.supporting, evidence.opposing
+    supporting, opposing = (np.sort(evidence.near[np.ix_(side, places)], 0)[-3:].mean(0) for side in sides)
     return supporting - opposing >= constant
 
 
 def open_centroid(evidence: Evidence, places: list, constant: float) -> np.ndarray:
-    sides = evidence.rows[evidence.supporting].mean(0), evidence.rows[evidence.opposing].mean(0)
-    supporting, opposing = (evidence.rows[places] @ side / np.linalg.norm(side) for side in sides)
+    sides = (evidence.near_supporting, evidence.supporting), (evidence.near_opposing, evidence.opposing)
+    supporting, opposing = (near.total[places] / np.sqrt(near.total[side].sum()) for near, side in sides)
     return supporting - opposing >= constant
 
 
 def open_grace(evidence: Evidence, places: list, constant: float) -> np.ndarray:  # constant: the radius of a new key
     radii = evidence.radii.setdefault(constant, {})
+    measure = lambda near: np.sqrt(np.maximum(0, 2 - 2 * near))
     for place in [*evidence.sides][len(radii) :]:
         radius = constant
         keys = [*radii]
         if keys:
-            distances = np.sqrt(np.maximum(0, 2 - 2 * evidence.near[place, keys]))
+            distances = measure(evidence.near[place, keys])
             nearest = keys[int(distances.argmin())]
             is_conflict = evidence.sides[nearest] != evidence.sides[place]
             if is_conflict and distances.min() < radii[nearest]:
                 radius = radii[nearest] = float(distances.min()) / 2
         radii[place] = radius
     keys = [*radii]
-    distances = np.sqrt(np.maximum(0, 2 - 2 * evidence.near[np.ix_(keys, places)]))
+    distances = measure(evidence.near[np.ix_(keys, places)])
     nearest = distances.argmin(0)
     is_within = distances.min(0) < np.array([*radii.values()])[nearest]
-    return is_within & np.array([evidence.sides[key] == "for" for key in keys])[nearest]
+    return is_within & np.array([evidence.sides[keys[place]] == "for" for place in nearest])
 
 
-def make_gate(evidence: Evidence) -> Gate:
+def make_gate(evidence: Evidence, reach: float = None) -> Gate:  # reach: None: measured on all that supports
     "Return the package's gate for a memory."
-    is_act = [np.inf if place in evidence.taken_out else evidence.times[place] for place in evidence.opposing]
+    acts = [np.inf if place in evidence.taken_out else evidence.times[place] for place in evidence.opposing]
     taught = Points(evidence.rows[evidence.supporting], np.array([evidence.times[p] for p in evidence.supporting]))
-    return Gate(taught, Points(evidence.rows[evidence.opposing], np.array(is_act, float)), evidence.general)
+    against = Points(evidence.rows[evidence.opposing], np.array(acts, float))
+    return Gate(taught, against, evidence.general, reach=reach)
 
 
 def open_shipped(evidence: Evidence, places: list, constant: float) -> np.ndarray:
-    gate = make_gate(evidence)
-    gate.reach = measure_reach(evidence.rows[evidence.corrected])
-    return gate.opens(evidence.rows[places])
+    if evidence.gate is None:
+        evidence.gate = make_gate(evidence, measure_reach(evidence.rows[evidence.corrected]))
+    return evidence.gate.opens(evidence.rows[places])
 
 
 def open_shipped_with_reach_of_all(evidence: Evidence, places: list, constant: float) -> np.ndarray:
-    return make_gate(evidence).opens(evidence.rows[places])
+    if evidence.gate is None:
+        evidence.gate = make_gate(evidence)
+    return evidence.gate.opens(evidence.rows[places])
 
 
 GATES = {
@@ -190,30 +209,27 @@ GATES = {
     "GRACE": open_grace,
     "shipped": open_shipped,
 }
-FACTORS = {
+FACTORS = {  # they differ from the gates above only where silence counts for corrections
     "reach of the corrections": open_reach_of_corrections,
     "shipped, reach of all": open_shipped_with_reach_of_all,
 }
 
 # %% ../../nbs/experiments/83_law.ipynb #law00011
-def begin(life: tuple, encoder: str, others: list) -> tuple[Evidence, dict]:  # with part -> places
+def begin(life: tuple, encoder: str) -> tuple[Evidence, dict]:  # with part -> places
     "Return a person's evidence after the start, and the places of all prompts."
-    parts = list_prompts(*life) | dict(others=others, probes=list_others()[0][1])
-    texts = list(dict.fromkeys(text for prompts in parts.values() for text in prompts))
-    place_of = {text: place for place, text in enumerate(texts)}
+    place_of, rows, near = load_vectors(encoder)
+    parts = list_prompts(*life) | dict(other=list_others()[0][1])
     places = {part: [place_of[text] for text in prompts] for part, prompts in parts.items()}
-    known = load_vectors(encoder)
-    rows = np.stack([known[text] for text in texts])
-    return Evidence(rows, places["corrected"], places["alone"], load_general(encoder)), places
+    return Evidence(rows, near, places["corrected"], places["alone"], load_general(encoder)), places
 
 
 @functools.cache
 def choose_constant(gate: str, encoder: str) -> float:
     "Return the strictest constant with which development people's own prompts open as often as with the shipped gate."
-    lives = [begin(life, encoder, []) for life in list_lives("development")]
+    lives = [begin(life, encoder) for life in list_lives("development")]
 
     def count(run, constant: float) -> float:  # share of own prompts that open
-        return np.mean([run(evidence, places["tests"], constant).mean() for evidence, places in lives])
+        return np.mean([run(evidence, places["own"], constant).mean() for evidence, places in lives])
 
     run = (GATES | FACTORS)[gate]
     wanted = count(open_shipped, 0.0)
@@ -222,16 +238,19 @@ def choose_constant(gate: str, encoder: str) -> float:
     return min(shares, key=lambda constant: (abs(shares[constant] - wanted), constant if is_radius else -constant))
 
 
-def run_stream(gate: str, encoder: str, silence: str, life: tuple, order: int, share: float, has_own: bool) -> dict:
-    "Let a stream pass, and return the share of prompts of each part that use corrections."
-    stream, _ = list_others()[order]
-    evidence, places = begin(life, encoder, stream)
+PARTS = ("own", "seen", "unseen", "other")
+
+
+def run_stream(gate: str, constant: float, encoder: str, silence: str, life: tuple, order: int, cell: tuple) -> tuple:
+    "Let a stream pass; return which prompts of each part use corrections, and the shares in its quarters."
+    evidence, places = begin(life, encoder)
     run = (GATES | FACTORS)[gate]
-    constant = 0.0 if gate.startswith("shipped") else choose_constant(gate, encoder)
     random = make_generator(0, "taken out", order)
-    own = {*places["stream"]} if has_own else set()
-    queue = random.permutation([*places["others"], *own]).tolist()
-    for place in queue:
+    share, has_own = cell
+    own = places["stream"] if has_own else []
+    stream = [load_vectors(encoder)[0][text] for text in list_others()[order][0]]
+    used = []
+    for place in random.permutation([*stream, *own]).tolist():
         is_used = bool(run(evidence, [place], constant)[0])
         is_taken_out = bool(random.random() < share) and place not in own
         if not is_used:
@@ -240,30 +259,108 @@ def run_stream(gate: str, encoder: str, silence: str, life: tuple, order: int, s
             evidence.add(place, "against", True)
         else:
             evidence.add(place, silence)
-    parts = dict(own="tests", seen="seen", unseen="unseen", other="probes")
-    return {part: round(float(run(evidence, places[key], constant).mean()), 4) for part, key in parts.items()}
+        used += [is_used] * (place not in own)
+    return {part: run(evidence, places[part], constant) for part in PARTS}, np.array(used).reshape(4, -1).mean(1)
+
+
+NUM_ASKED = 16  # of the other prompts, those with replies
+CELLS = [(0.0, False), (0.0, True), *((share, False) for share in TAKEN_OUT[1:])]  # (taken out, own prompts come)
+
+
+def write_marks(opens: dict) -> dict:  # part -> booleans -> part -> text
+    "Write for which prompts a gate opens."
+    return {part: "".join("01"[int(mark)] for mark in found[:NUM_ASKED]) for part, found in opens.items()}
 
 
 def measure(jobs: list):  # yields a dict of results a job
-    "Let all streams of a gate pass for a person; with the second encoder only the plain ones."
+    "Let all streams of a gate pass for a person."
     for job in jobs:
-        cells = [(0.0, False), (0.0, True), *((share, False) for share in TAKEN_OUT[1:])]
+        gate, encoder = job["gate"], job["encoder"]
         life = job["user"], job["subject"]
-        loops = [
-            dict(order=order, taken_out=share, has_own=has_own)
-            | run_stream(job["gate"], job["encoder"], job["silence"], life, order, share, has_own)
-            for order in range(ORDERS)
-            for share, has_own in (cells if job["encoder"] == DEFAULT_ENCODER else cells[:1])
-        ]
-        yield dict(loops=loops)
+        constant = None if gate.startswith("shipped") else choose_constant(gate, encoder)
+        shares = []  # of each cell, means over the orders
+        for cell in CELLS:
+            loops = [run_stream(gate, constant, encoder, job["silence"], life, order, cell) for order in range(ORDERS)]
+            shares.append({part: round(float(np.mean([opens[part] for opens, _ in loops])), 4) for part in PARTS})
+            if cell == CELLS[0]:
+                marks = [write_marks(opens) for opens, _ in loops]
+                used = np.mean([quarters for _, quarters in loops], axis=0).round(4).tolist()
+        yield dict(constant=constant, shares=shares, marks=marks, used=used)
 
 
 JOBS = [
     dict(gate=gate, encoder=encoder, silence=silence, user=name, subject=subject)
     for encoder in ENCODERS
-    for gate in (*GATES, *FACTORS)
     for silence in SILENCES
+    for gate in (GATES | FACTORS if silence == "for" else GATES)
     for name, subject in list_lives("test")
-    if encoder == DEFAULT_ENCODER or gate in GATES
 ]
-GRIDS = (Grid("law", JOBS, measure, (), None),)
+GRIDS = (Grid("law-decisions", JOBS, measure, (), None),)
+
+# %% ../../nbs/experiments/83_law.ipynb #lawrep03
+def list_asked(life: tuple) -> dict:  # part -> places in the lists of `list_prompts` and of the other prompts
+    "Return which prompts of a life have replies."
+    start = 3 * list_lives("test").index(life)
+    return dict(
+        own=[0, 1, 2, 3],
+        seen=[0, 1, 4, 5],
+        unseen=[0, 1, 4, 5],
+        other=[place % NUM_ASKED for place in range(start, start + 3)],
+    )
+
+
+def list_questions(life: tuple) -> dict:  # part -> prompts
+    "Return the prompts of a life that have replies."
+    parts = list_prompts(*life) | dict(other=list_others()[0][1])
+    return {part: [parts[part][place] for place in places] for part, places in list_asked(life).items()}
+
+
+def find_form(name: str, subject: str) -> list:  # [kind, words]
+    "Return the form that a person wants in a subject."
+    return PEOPLE[name]["forms"][PEOPLE[name]["own"].index(subject)]
+
+
+def choose_turns(life: tuple, prompt: str) -> tuple:
+    "Return a life's three corrections as turns, the nearest last."
+    place_of, _, near = load_vectors(DEFAULT_ENCODER)
+    items = sorted(list_own_items(*life)[:3], key=lambda item: near[place_of[item[0]], place_of[prompt]])
+    answers = [Dialogue(item[0], write_wish(find_form(*life), item), origin="annotated") for item in items]
+    return tuple(tuple(turn) for turn in add_memories(Dialogue(prompt, ""), answers).history)
+
+
+def measure_bare(jobs: list):  # yields a dict of results a job
+    "Let the model answer the prompts of all lives without memory."
+    for job in jobs:
+        model = load_once(job["model"])
+        asked = [list_questions(life) for life in list_lives("test")]
+        prompts = dict.fromkeys(prompt for parts in asked for prompt in parts[job["part"]])
+        yield dict(replies={prompt: write_reply(model, prompt, ())["text"] for prompt in prompts})
+
+
+def measure_always(jobs: list):  # yields a dict of results a job
+    "Let the model answer a life's prompts with its corrections."
+    for job in jobs:
+        model = load_once(job["model"])
+        life = job["user"], job["subject"]
+        turns = {prompt: choose_turns(life, prompt) for own in list_questions(life).values() for prompt in own}
+        # equal turns follow each other, so that the engine keeps its results for them
+        replies = {p: write_reply(model, p, turns[p])["text"] for p in sorted(turns, key=turns.get)}
+        yield dict(replies=replies)
+
+
+LIVES = list_lives("test")
+SHUFFLED = [LIVES[place] for place in make_generator(0, "lives").permutation(len(LIVES))]
+
+
+def list_reply_jobs(model: str) -> tuple[list, list]:
+    "Return the jobs of *bare* and of *always*."
+    lives = [dict(model=model, user=name, subject=subject) for name, subject in SHUFFLED]
+    return [dict(model=model, part=part) for part in PARTS], lives
+
+
+GRIDS += (
+    Grid("law-bare-family", list_reply_jobs(FAMILY)[0], measure_bare, (), FAMILY),
+    Grid("law-always-family", list_reply_jobs(FAMILY)[1], measure_always, (), FAMILY),
+    Grid("law-bare", list_reply_jobs(SMALL)[0], measure_bare, (), SMALL),
+    Grid("law-always", list_reply_jobs(SMALL)[1], measure_always, (), SMALL),
+)

@@ -26,6 +26,7 @@ from personal_llm.base.files import ASSETS, compute_sha256
 from personal_llm.base.replies import ReplyOptions, ReplyStream, Thought
 from personal_llm.base.weights import WEIGHTS
 from personal_llm.memory.feedback import SCOPES, name_scope
+from personal_llm.app.chat import run_command
 from personal_llm.app.personalize import check_memory_folder
 from personal_llm.base.text import clean_text, count_nouns
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession
@@ -300,7 +301,7 @@ class CompletionRequest(BaseModel, strict=True, extra="allow"):
 # %% ../../nbs/9_extras/05_server.ipynb #9dab1e99
 def check_length(model, dialogue: Dialogue, options: ReplyOptions) -> None:
     "Raise `InputError` if a dialogue and its reply do not fit into the model."
-    room = max(8, model.max_length - model.limit_reply(options.max_tokens))
+    room = model.limit_prompt(options.max_tokens)
     model.encode_prompts([dialogue], room)
     excess = model.truncated.pop(dialogue.id, 0)
     if excess:
@@ -341,7 +342,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool
             talk=session.talk.key if is_of_page else None,
             source=session.describe_source(),
         )
-        own["reasons"] = [session.tell(reason) for reason in session.recalled.reasons]
+        own["reasons"] = [session.tell(reason) for reason in (*session.recalled.reasons, *session.recalled.unused)]
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     notes = ["a task of the program: answered by personal-base, and not stored"] * is_task + [wanted.describe_loss()]
     if any(notes):
@@ -403,6 +404,7 @@ def describe_turn(session: ChatSession, id: str) -> dict:  # plain values
         is_writing=is_writing,
         is_cut=not (d.response or is_writing) and is_cut(state, id),
         is_corrected=bool(used.reads) or used.is_tuned,  # the reply used corrections
+        is_silent=used.is_silent,  # it could not use those that belonged to its prompt
     )
 
 
@@ -543,6 +545,15 @@ def react(session: ChatSession, wanted: Change) -> dict:
     return dict(kind=stored.kind, message=session.describe_reaction(stored))
 
 
+def run_line(session: ChatSession, wanted: Change) -> dict:
+    "Run a command of the terminal about a talk; return its output."
+    line = wanted.text.strip() or "/help"
+    if line.startswith(("/forget", "/quit")):  # the one asks at the terminal, the other ends it
+        raise InputError("the page does this itself", "write /forget WORDS, or close the page")
+    session.open_talk(wanted.talk or None)
+    return dict(message=run_command(session, line))
+
+
 def take_back(session: ChatSession, wanted: Change) -> dict:
     "Take back the newest act, if it is the one that the page named; return a line about it."
     if wanted.number not in (None, find_act(session)):
@@ -561,6 +572,7 @@ CHANGES = dict(
     stop=lambda session, wanted: session.work.stop_learning(),
     undo=lambda session, wanted: dict(message=session.tell(session.work.undo_learning())),
     name=name_talk,
+    command=run_line,
     halt=lambda session, wanted: session.halt_reply(),
 )
 IMMEDIATE = ("forget", "halt", "stop")  # they end what is at work, and wait for no reply

@@ -46,7 +46,7 @@ class Evidence:
         return replace(self, **{name: tuple(filter(is_kept, getattr(self, name))) for name in TAUGHT})
 
 # %% ../../nbs/3_memory/03_gate.ipynb #1a9bf53b
-MEAN_WEIGHT = 0.25  # of the mean in the closeness; .2 was found on earlier people, .25 set before 79_gate
+MEAN_WEIGHT = 0.25  # of the mean in the closeness; .2 was found on earlier people, .25 added before 79_gate was judged
 
 
 def measure_closeness(similarities: np.ndarray, weight: float = MEAN_WEIGHT):  # (dialogues,) or (dialogues, prompts)
@@ -82,8 +82,13 @@ def measure_reach(rows: np.ndarray) -> float:  # vectors (corrections, width), o
     return REACH * measure_spread(rows[-NEWEST:]) if len(rows) > 1 else -np.inf
 
 
-def belongs(supporting: np.ndarray, opposing: list = (), reach: float = -np.inf):  # (prompts,) or one boolean
+def belongs(
+    supporting: np.ndarray,  # similarities of corrections to prompts (corrections, prompts), or (corrections,) to one
+    opposing: list = (),  # the same for each set that opposes, such as what was left alone
+    reach: float = -np.inf,  # lowest similarity of the nearest correction, of `measure_reach`
+):  # booleans (prompts,), or one
     "Return whether prompts are within reach of the corrections, and closer to them than to each opposing set."
+    supporting, *opposing = [np.asarray(side) for side in (supporting, *opposing)]
     check_similarities([supporting, *opposing])
     if not len(supporting):
         raise InputError("no corrections", "give the similarities to at least one")
@@ -92,6 +97,22 @@ def belongs(supporting: np.ndarray, opposing: list = (), reach: float = -np.inf)
         if len(side):
             found = found & (measure_closeness(supporting) > measure_closeness(side))
     return found
+
+# %% ../../nbs/3_memory/03_gate.ipynb #gengat16
+LENGTH_ERROR = 0.01  # of a vector of length 1; 16-bit numbers round by less
+
+
+def check_vectors(name: str, rows, count: int, width: int) -> np.ndarray:
+    "Return vectors as an array (count, width); raise `InputError` unless each is finite and of length 1."
+    if np.shape(rows) != (count, width):
+        problem = f"{name}: vectors of shape {np.shape(rows)} for {count} texts and a width of {width}"
+        raise InputError(problem, "give each text one vector, all of the same width")
+    rows = np.asarray(rows)
+    lengths = np.linalg.norm(rows, axis=1)
+    if not np.all(np.abs(lengths - 1) <= LENGTH_ERROR):
+        problem = f"{name}: a vector of length {lengths[np.argmax(np.abs(lengths - 1))]:.4g}"
+        raise InputError(problem, "divide each by its length (base.encoder.encode does)")
+    return rows
 
 # %% ../../nbs/3_memory/03_gate.ipynb #gengate2
 NUM_OPPOSING = 100  # general prompts; of 20, 30, 50, 100 and 200 the fewest that open for at most a tenth of others
@@ -103,8 +124,8 @@ MOST_ALONE = 2  # replies left alone for each correction; of 1, 2 and 3, on the 
 class General:
     "Vectors of general prompts, which oppose corrections and tell how close prompts are to each other by chance."
 
-    def __init__(self, rows: np.ndarray = np.zeros((0, 1), "f4")):  # (prompts, width)
-        self.rows = rows
+    def __init__(self, rows: np.ndarray = np.zeros((0, 1), "f4")):  # (prompts, width), of length 1
+        self.rows = check_vectors("general prompts", rows, len(rows), np.shape(rows)[-1])
         self.chances = {}  # number of prompts -> the similarity that chance exceeds rarely
 
     def measure_chance(self, count: int) -> float:
@@ -151,15 +172,23 @@ def compare_rows(rows: np.ndarray, others: np.ndarray) -> np.ndarray:  # vectors
 class Gate:
     "Corrections, and what opposes them."
 
-    def __init__(self, taught: Points, opposing: Points, general: General = General(), is_narrow: bool = False):
+    def __init__(
+        self,
+        taught: Points,
+        opposing: Points,
+        general: General = General(),
+        is_narrow: bool = False,
+        reach: float = None,  # None: measured on what was taught
+    ):
         self.taught = taught.rows
-        self.reach = measure_reach(taught.rows)
+        self.reach = measure_reach(taught.rows) if reach is None else reach
         self.is_scattered = not is_narrow and is_scattered(taught, opposing, general)  # narrow: "only this subject"
         self.general = general.rows[: 0 if self.is_scattered else NUM_OPPOSING]
         similarities = taught.rows @ opposing.rows.T
-        is_older = opposing.times < taught.times[similarities.argmax(axis=0)]
-        against = [compare_rows(self.general, opposing.rows)]
-        self.is_overridden = is_older & belongs(similarities, against, self.reach)
+        self.is_overridden = opposing.times < taught.times[similarities.argmax(axis=0)]
+        older = np.flatnonzero(self.is_overridden)
+        against = [compare_rows(self.general, opposing.rows[older])]
+        self.is_overridden[older] = belongs(similarities[:, older], against, self.reach)
         self.earlier = opposing.rows[self.is_overridden]
         self.opposing = opposing.rows[~self.is_overridden]
 
@@ -206,10 +235,7 @@ def describe_parts(parts: list) -> tuple[Note, ...]:  # parts: (number of correc
 def make_points(name: str, group: tuple, rows: dict, width: int) -> Points:
     "Return a field of the evidence with its vectors; raise `InputError` unless each dialogue has one of a width."
     vectors = rows.get(name, ()) if group else np.zeros((0, width), "f4")
-    if np.shape(vectors) != (len(group), width):
-        problem = f"{name}: vectors of shape {np.shape(vectors)} for {len(group)} dialogues and a width of {width}"
-        raise InputError(problem, "give each dialogue a vector as wide as the prompt's")
-    return Points(vectors, np.array([d.time for d in group]))
+    return Points(check_vectors(name, vectors, len(group), width), np.array([d.time for d in group]))
 
 # %% ../../nbs/3_memory/03_gate.ipynb #9a83b3b3
 @dataclass(frozen=True)
@@ -237,8 +263,8 @@ def find_foreign(evidence: Evidence, prompt: str, languages: dict) -> set:  # la
 
 
 def embed_prompts(evidence: Evidence, embed) -> dict:  # embed: texts -> vectors (texts, width) of length 1
-    "Return the vectors of the prompts of each field of the evidence."
-    return {name: embed([d.prompt for d in group]) for name, group in vars(evidence).items()}
+    "Return the vectors of the prompts of each field of the evidence that has dialogues."
+    return {name: embed([d.prompt for d in group]) for name, group in vars(evidence).items() if group}
 
 
 def judge(
@@ -251,6 +277,9 @@ def judge(
     "Decide whether what a person taught applies to a prompt; raise `InputError` for vectors that don't fit."
     if not evidence.taught:
         return Verdict()
+    row = check_vectors("the prompt", [row], 1, np.size(row))[0]
+    if len(general.rows):
+        check_vectors("general prompts", general.rows, len(general.rows), len(row))
     points = {name: make_points(name, group, rows, len(row)) for name, group in vars(evidence).items()}
     opposing = [(d, "nearer_left_alone") for d in evidence.left_alone]
     opposing += [(d, "nearer_taken_out") for d in evidence.plain]

@@ -141,10 +141,10 @@ class Ranking(Displayed):
         rows = [(name, f"{distance:.4f}") for name, distance in zip(self.names[:5], self.distances)]
         rows += [(BASE_NAME, "")] if BASE_NAME in self.losses else []
         lines = [f"{self.method or 'ranking'}: {self.best or 'no pLLM'} ({self.reason})"]
-        lines.append(f"  {'pLLM':<24}{self.unit:>10}{'nats per token':>14}")
+        lines.append(f"  {'pLLM':<24}{self.unit:>10}{'nats per token':>16}")
         for name, distance in rows:
             loss = f"{self.losses[name]:.3f}" if name in self.losses else ""
-            lines.append(f"  {name:<24}{distance:>10}{loss:>14}".rstrip())
+            lines.append(f"  {name:<24}{distance:>10}{loss:>16}".rstrip())
         cost = self.cost
         passes = f"{cost.tokens} tokens, {cost.forward} forward, {cost.backward} backward"
         lines.append(f"  cost: {passes}, {cost.bytes_moved / 1e6:.2f} MB moved, {cost.seconds:.2f} s")

@@ -103,7 +103,7 @@ export function makeTurn({ turn, question, isLast, reasons }) {
   const uses = turn.is_own ? "" : describeUse(turn, reasons);
   const texts = { own: turn.prompt, kind, answered: reply, uses, length, question, places, mark: MARKS[turn.reaction] };
   if (uses && turn.is_corrected) ofReply.not_here = () => judge(turn, "not_here", isLast);
-  else if (uses && reasons.length) ofReply.here_too = () => judge(turn, "here_too", isLast);
+  else if (uses && reasons.length && !turn.is_silent) ofReply.here_too = () => judge(turn, "here_too", isLast);
   const item = stamp("turn-item", texts, { ...own, ...(turn.reply ? ofReply : { [turn.is_cut ? "resume" : "answer"]: again }) });
   if (isLast) item.querySelector("[name=better], [name=resume]")?.classList.add("primary");
   if (drafts.has(`better-${id}`)) openEditor(item, turn);
