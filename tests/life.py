@@ -281,7 +281,8 @@ class Life:
             turn, own = self.turns[id], self.newest(id)
             row = dict(id=id, prompt=turn.prompt, reply=own.reply, reaction=own.kind or None, scope=own.scope or "")
             row |= dict(read=[self.turns[other].prompt for other in turn.reads], is_own=own.origin == "annotated")
-            row |= dict(said=[self.turns[other].prompt for other in turn.said], is_writing=False, is_cut=False)
+            row |= dict(said=[self.turns[other].prompt for other in turn.said], is_silent=turn.is_silent)
+            row |= dict(is_writing=False, is_cut=False)
             rows.append(row | dict(is_corrected=bool(turn.reads) or turn.is_tuned))
         return rows
 

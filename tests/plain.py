@@ -124,10 +124,11 @@ def take(items, sizes, most, count):
     return taken
 
 
-def read_corrections(answers, likeness, prompt, config, sizes, shown):
+def read_corrections(answers, likeness, prompt, config, sizes, shown, room=np.inf):
     "Return the corrections that a reply reads, the one that it should follow most at the end."
     wanted = [d for d in follow(answers, likeness, prompt) if d.prompt not in shown]
-    return take(wanted, sizes, config.max_tokens, config.memories)[::-1] or wanted[: min(1, config.memories)]
+    several = take(wanted, sizes, min(config.max_tokens, room), config.memories)[::-1]
+    return several or take(wanted, sizes, room, min(1, config.memories))
 
 
 def lay_out(asked, read, told, always, sentence):
