@@ -1732,8 +1732,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'personal_llm/device/personalizer.py'),
                                                   'personal_llm.device.personalizer.Personalizer.score_due': ( '7_device/personalizer.html#personalizer.score_due',
                                                                                                                'personal_llm/device/personalizer.py'),
-                                                  'personal_llm.device.personalizer.Personalizer.settings': ( '7_device/personalizer.html#personalizer.settings',
-                                                                                                              'personal_llm/device/personalizer.py'),
                                                   'personal_llm.device.personalizer.Personalizer.settle': ( '7_device/personalizer.html#personalizer.settle',
                                                                                                             'personal_llm/device/personalizer.py'),
                                                   'personal_llm.device.personalizer.Personalizer.to_rows': ( '7_device/personalizer.html#personalizer.to_rows',
