@@ -1562,6 +1562,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'personal_llm/device/forgetting.py'),
                                                 'personal_llm.device.forgetting.delete_rows': ( '7_device/forgetting.html#delete_rows',
                                                                                                 'personal_llm/device/forgetting.py'),
+                                                'personal_llm.device.forgetting.drop_accents': ( '7_device/forgetting.html#drop_accents',
+                                                                                                 'personal_llm/device/forgetting.py'),
                                                 'personal_llm.device.forgetting.drop_forgotten': ( '7_device/forgetting.html#drop_forgotten',
                                                                                                    'personal_llm/device/forgetting.py'),
                                                 'personal_llm.device.forgetting.empty_replies': ( '7_device/forgetting.html#empty_replies',
