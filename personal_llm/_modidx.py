@@ -3244,6 +3244,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'personal_llm/extras/server.py'),
                                             'personal_llm.extras.server.read_whole': ( '9_extras/server.html#read_whole',
                                                                                        'personal_llm/extras/server.py'),
+                                            'personal_llm.extras.server.run_line': ( '9_extras/server.html#run_line',
+                                                                                     'personal_llm/extras/server.py'),
                                             'personal_llm.extras.server.serve': ( '9_extras/server.html#serve',
                                                                                   'personal_llm/extras/server.py'),
                                             'personal_llm.extras.server.sign_cookie': ( '9_extras/server.html#sign_cookie',
