@@ -1,6 +1,6 @@
 """What a person did with a folder, and what they may expect of it: a second, plain account beside the state's.
 
-It keeps the turns and acts in the order in which they happened, without an archive, and derives all else anew each time.
+It keeps the turns and acts in the order in which they happened, without an archive, and derives all else anew.
 """
 
 import zlib
