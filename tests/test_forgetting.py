@@ -153,6 +153,39 @@ def test_texts_that_look_equal_are_found():
     assert holds("[x](friend-\u200bje.org)", {"friend-je"}) and fold("İzmir") == fold("izmir")
 
 
+@pytest.mark.parametrize(
+    "said, typed",
+    [
+        ("My IBAN is DE89 3704 0044 0532 0130 00.", "DE89370400440532013000"),
+        ("My IBAN is DE89370400440532013000.", "de89 3704 0044"),
+        ("Call me: 0660-123 45 67", "06601234567"),
+        ("José lives in São Paulo.", "jose lives in sao"),
+        ("Jose lives in Sao Paulo.", "José lives in São"),
+        ("Die Straße in Málaga", "strasse in malaga"),
+        ("Ｊｅａｎ－Ｌｕｃ calls.", "jean luc"),
+        ("Jean Luc calls.", "Jean-Luc"),
+        ("My e-mail is out.", "email"),
+    ],
+)
+def test_another_spelling_is_found_and_the_turn_stays_out(said, typed):
+    talks = Talks()
+    talks.say("a", said, "Good.", talk="client")
+    talks.say("b", "Is it far, as in 12 3?", "Yes.")
+    assert talks.plan(text=typed).dialogues == ("a",)
+    archive = talks.forget(text=typed).archive
+    sent = [("user", said), ("assistant", "Good."), ("user", "Tea?")]
+    assert drop_forgotten(archive, sent) == sent[2:], "its fingerprint is that of the words as they were said"
+
+
+@pytest.mark.parametrize(
+    "said, typed", [("A visit", "is it"), ("A-B", "-C"), ("No sign", "-"), ("C", "C++"), ("12", "1.2")]
+)
+def test_a_spelling_of_something_else_is_not_found(said, typed):
+    talks = Talks()
+    talks.say("a", said, "Good.")
+    assert talks.plan(text=typed) == ForgetPlan()
+
+
 @pytest.mark.parametrize("origin, left", [("model", ""), ("user", "So.")])
 def test_a_turn_of_another_program_is_searched_too(origin, left):
     talks = Talks()

@@ -237,8 +237,8 @@ def _begin(archive: Archive, buffer: Buffer) -> State:
     return state
 
 
-def _configure(state: State, model, changes: dict) -> None:
-    "Record model and settings if they are new; raise `InputError` for a new memory with a filled buffer."
+def _configure(state: State, model, changes: dict) -> PersonalizerSettings:
+    "Return the settings, recorded with the model if new; raise `InputError` for a new memory with a filled buffer."
     settings = PersonalizerSettings.choose(state.settings, changes, state.buffer.policy)
     state.buffer.model = model if state.buffer.policy.needs_model else None
     content = dict(base=model.base, model=model.name, settings=asdict(settings))
@@ -249,6 +249,7 @@ def _configure(state: State, model, changes: dict) -> None:
         state.record("configured", **content, buffer=state.buffer.header())
     elif (model.base, content["settings"]) != (state.base, state.settings):
         state.record("configured", **content)
+    return settings
 
 # %% ../../nbs/7_device/08_personalizer.ipynb #per6forc
 class Personalizer(Displayed):
@@ -274,7 +275,7 @@ class Personalizer(Displayed):
         self.opens_questions = False  # True: a question waits for `react`, and nobody is called
         self.archive = Archive(folder, is_alone=True)
         self.state = _begin(self.archive, buffer)
-        _configure(self.state, model, settings)
+        self.settings = _configure(self.state, model, settings)
         self.memory = Memory(self.archive, MemoryConfig(self.settings.memories))
         self.adapter = load_last_adapter(self.state, self.folder)
 
@@ -288,10 +289,6 @@ class Personalizer(Displayed):
     @property
     def buffer(self) -> Buffer:
         return self.state.buffer
-
-    @property
-    def settings(self) -> PersonalizerSettings:
-        return PersonalizerSettings.choose(self.state.settings, {}, self.buffer.policy)
 
     @property
     def rounds(self) -> list:  # `Round`s

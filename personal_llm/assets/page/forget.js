@@ -29,7 +29,8 @@ export const forget = (request, onDone) => attempt(async () => {
   };
   const redraw = ({ target }) => attempt(async () => { // a fine-tune may stay with the reply that it learned
     draw(await plan(listKept()));
-    $("confirm-lines").querySelector(`[value="${target.value}"]`)?.focus();
+    const box = $("confirm-lines").querySelector(`[value="${target.value}"]`);
+    if (document.activeElement === document.body) box?.focus(); // unless the focus went on meanwhile
   });
   draw(first);
   $("confirm").returnValue = "no";
