@@ -267,7 +267,9 @@ class Life:
         last = next((one for one in reversed(self.rounds) if one.base == self.base), None)
         if last is None or not any(is_answer for _, is_answer in last.learned.values()):
             return last and last.name  # what was learned from a file applies everywhere
-        part = self.evidence().select(lambda d: d.id in last.learned)
+        is_in = lambda name, d: name not in ("answers", "here", "everywhere") or d.id in last.learned
+        groups = vars(self.evidence()).items()
+        part = Evidence(**{name: tuple(d for d in group if is_in(name, d)) for name, group in groups})
         return last.name if part.taught and self.judge(part, prompt)[1] else None
 
     def judge(self, evidence: Evidence, prompt: str) -> tuple:
