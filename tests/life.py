@@ -221,15 +221,22 @@ class Life:
         ids = [act.ids[0] for act in self.acts if act.kind == "better" and act.ids]
         return [id for id in [*dict.fromkeys(reversed(ids))][::-1] if self.newest(id).origin == "annotated"]
 
-    def describe_place(self, id: str) -> list:  # names of sentences
-        "Where a correction applies now."
-        own, evidence = self.newest(id), self.evidence()
-        if own.scope:
-            return [f"applies_{own.scope}"]
-        if own.is_plain:
-            is_everywhere = any(self.newest(other).scope == "everywhere" for other in self.turns)
-            return ["line", "counts_against", *["everywhere_still_applies"] * is_everywhere]
-        return ["applies_widely" if self.judge(evidence, evidence.answers[-1].prompt)[2] else "applies_auto"]
+    def describe_places(self, ids: list) -> list:  # names of sentences
+        "Where corrections apply now, one sentence for each scope."
+        scopes = {id: self.newest(id).scope or "" for id in ids}
+        evidence, names = self.evidence(), []
+        for scope in dict.fromkeys(scopes.values()):
+            own = [id for id in ids if scopes[id] == scope]
+            if scope:
+                names.append(f"applies_{scope}")
+            elif all(self.newest(id).is_plain for id in own):
+                is_everywhere = any(self.newest(other).scope == "everywhere" for other in self.turns)
+                names += ["line", "counts_against", *["everywhere_still_applies"] * is_everywhere]
+            else:
+                answers = evidence.answers
+                is_wide = bool(answers) and self.judge(evidence, answers[-1].prompt)[2]
+                names.append("applies_widely" if is_wide else "applies_auto")
+        return names
 
     def acts_on(self, verb: str) -> list:  # ids
         "What an act of the last step was about, if it was a reaction."

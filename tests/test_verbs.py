@@ -17,7 +17,8 @@ from personal_llm.base.core import ANSWERED_ORIGINS, Dialogue, InputError
 from personal_llm.base.encoder import VectorStore
 from personal_llm.base.models import Model
 from personal_llm.device import personalizer, recall
-from personal_llm.device.archive import Archive
+from personal_llm.base.notes import Note
+from personal_llm.device.archive import Archive, count_bytes
 from personal_llm.device.chat import ChatSession, describe_reaction, describe_source
 from personal_llm.device.evidence import (
     GROUPS,
@@ -30,7 +31,7 @@ from personal_llm.device.evidence import (
 from personal_llm.device.forgetting import trim
 from personal_llm.device.learning import record_round
 from personal_llm.device.personalizer import Personalizer, describe_act
-from personal_llm.device.recall import Memory
+from personal_llm.device.recall import Memory, describe_scopes
 from personal_llm.device.state import FILE, begin_state, open_state
 from personal_llm.memory import gate
 from personal_llm.memory.gate import General
@@ -128,7 +129,7 @@ class Pair:
         assert stored.kind == kind
         told = describe_reaction(self.session.memory, self.state, self.session.model, stored).list_names()
         if kind == "better":
-            assert told == ["line", "sentences", *self.life.describe_place(id)]
+            assert told == ["line", "sentences", *self.life.describe_places([id])]
         elif kind in GROUPS:
             assert told == [kind]
         else:
@@ -143,21 +144,45 @@ class Pair:
         self.session.scoping.scope_correction(scope, id)
         self.life.scope(named, scope)
         self.subject = named
+        self.compare_places(named)
 
     def scope_all(self, scope):
         ids = self.life.corrected()
         self.me.scope([self.state.newest(id) for id in ids], scope)
         if ids:
             self.life.scope(ids, scope)
+            self.compare_places(ids)
+
+    def compare_places(self, ids):
+        told = describe_scopes(self.session.memory, self.state, ids).list_names()
+        assert told == ["sentences", *self.life.describe_places(ids)]
 
     def instruct(self, text, number):
         self.session.instruct(text, number)
         self.life.instruct(number, text, self.clock.now)
 
     def undo(self):
-        self.session.undo()
-        self.subject = self.life.acts[-1].ids
+        if not self.life.acts:
+            self.session.undo()  # is refused
+            assert False
+        act = self.life.acts[-1]
+        before = [self.life.as_dialogue(id) for id in act.ids[:1]]
+        line = self.session.undo()
+        self.subject = act.ids
         self.life.undo()
+        now = [self.life.as_dialogue(id) for id in act.ids[:1]]
+        is_new = act.kind != "scope" and [(d.response, d.origin) for d in before] != [
+            (d.response, d.origin) for d in now
+        ]
+        is_back = is_new and now[0].origin == "annotated"
+        rounds = [one for one in self.life.rounds if one.base == self.life.base]
+        is_learned = is_new and before[0].response in [one.learned.get(before[0].id, ("",))[0] for one in rounds]
+        holds = dict(
+            earlier_applies=is_back and act.kind == "better", correction_applies=is_back and act.kind != "better"
+        )
+        holds["already_learned"] = is_learned and act.kind == "better"
+        told = {name: self.session.tell(Note(name)) in line for name in holds}
+        assert told == holds, line
 
     def learn(self):
         taught = [d.id for d in self.life.evidence().taught if d.id not in self.life.replaced]
@@ -188,8 +213,10 @@ class Pair:
         self.questions -= {*emptied}
         self.life.rounds = [one for one in self.life.rounds if one.name not in adapters]
 
-    def trim(self):
-        trim(self.state, 4000)
+    def trim(self, number):
+        if number % 4:  # nothing waits for its score
+            self.me.settle()
+        trim(self.state, count_bytes(self.state.archive) - 1 if number % 2 else 0)
         self.life.forget([id for id in self.life.turns if id not in self.state.archive.dialogues])
 
     def do(self, verb, number):  # number: what it is done to, or with
@@ -230,7 +257,7 @@ class Pair:
             case "forget" if ids:
                 self.forget([id])
             case "trim":
-                self.trim()
+                self.trim(number)
             case "habit":
                 self.show_habit()
             case "elsewhere":
