@@ -349,13 +349,11 @@ class Life:
                 emptied.append(id)
                 own = [act.step for act in self.acts if act.kind == "better" and id in act.ids]
                 since[id] = min(own, default=float("inf"))
-        learned = [
-            {id for id, (text, _) in one.learned.items() if self.is_lost(id, text, gone, emptied)}
-            for one in self.rounds
-        ]
+        learned = [[id for id in one.learned if self.is_lost(id, one, since)] for one in self.rounds]
         first = next((number for number, ids in enumerate(learned) if ids), len(learned))
         return [id for id in self.turns if id in gone], emptied, [one.name for one in self.rounds[first:]]
 
-    def is_lost(self, id: str, text: str, gone: set, emptied: list) -> bool:
-        "Whether what a fine-tune learned goes: of what stays, it is the person's own text."
-        return id in gone or id in emptied and text == self.turns[id].reply
+    def is_lost(self, id: str, one, since: dict) -> bool:
+        "Whether what a fine-tune learned goes: of a reply that goes only a correction stays, from when on it was one."
+        text, _ = one.learned[id]
+        return id in since and (since[id] == float("inf") or text == self.turns[id].reply or one.step < since[id])
