@@ -94,7 +94,7 @@ build/diagrams/node_modules:
 	npm install --silent --prefix build/diagrams @viz-js/viz@3.31.0
 
 build/page/node_modules:
-	npm install --silent --prefix build/page markdown-it@14.3.3 @mdit/plugin-tex@0.24.2 katex@0.16.47 highlight.js@11.12.0 dompurify@3.5.0 esbuild@0.28.2
+	npm install --silent --prefix build/page markdown-it@14.3.3 katex@0.16.47 highlight.js@11.12.0 dompurify@3.5.0 esbuild@0.28.2
 
 .venv/bin/pip:
 	@[ -n "$(PYTHON)" ] || { echo "No Python 3.10 or newer found: install one, or name it with PYTHON=/path/to/python3"; exit 1; }

@@ -46,12 +46,12 @@ def ask(port: int, token: str, method: str, path: str, body=None, **headers) -> 
 class ChatServer:
     "The package's server around a session."
 
-    def __init__(self, session, token: str = "token-of-this-test", code: str = "", host: str = "127.0.0.1"):
+    def __init__(self, session, token: str = "token-of-this-test", code: str = "", host: str = "127.0.0.1", port=0):
         from personal_llm.extras.server import make_app, make_server, open_socket
 
         self.session = session
         self.token = token
-        bound = open_socket("127.0.0.1", 0)
+        bound = open_socket("127.0.0.1", port)
         self.port = bound.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         self.server = make_server(make_app(session, token, host, code))
@@ -69,11 +69,11 @@ class ChatServer:
         assert not self.thread.is_alive()
 
 
-def chat_server(folder, code: str = "", host: str = "127.0.0.1", **settings):
+def chat_server(folder, code: str = "", host: str = "127.0.0.1", port: int = 0, **settings):
     "A server around a session of the pocket model in a folder, for a `with` block."
     from personal_llm.device.chat import ChatSession
 
-    return contextlib.closing(ChatServer(ChatSession(pocket(), folder, **settings), code=code, host=host))
+    return contextlib.closing(ChatServer(ChatSession(pocket(), folder, **settings), code=code, host=host, port=port))
 
 
 def write_without_end(monkeypatch):  # its fields: count, stop, left

@@ -66,19 +66,6 @@ def test_an_empty_reply_is_told_and_not_stored(model, monkeypatch):
     assert say(session, "What is tea?") == "" and session.turns == [] and len(session.pop_messages()) == 1
 
 
-def test_a_reply_reads_the_last_turns_as_they_were_corrected(model):
-    session = open_chat(model, num_turns=2)
-    for number in range(3):
-        say(session, f"Message {number}")
-    session.react("better", "So be it.")
-    say(session, "Message 3")
-    history = session.recalled.dialogue.history
-    assert [text for role, text in history if role == "user"][-2:] == ["Message 1", "Message 2"]
-    assert history[-1] == ("assistant", "So be it.")
-    references = session.me.archive.histories[session.turns[-1].id]
-    assert len(references) == 2 and set(references) <= set(session.me.archive.dialogues)
-
-
 def test_a_program_brings_its_own_history(model):
     session = open_chat(model)
     say(session, "Hello")
@@ -216,21 +203,6 @@ def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
     assert [d.id for d in collect_training(session.me.state)] == [newest]
 
 
-@pytest.mark.parametrize("edited", ["I live in Linz.", "I live in Graz."])  # and the same message once more
-def test_an_edited_message_does_not_read_what_it_replaces(edited, model):
-    session = open_chat(model)
-    say(session, "I have a dog.")
-    session.open_talk()
-    for text in ("I live in Graz.", "My flat is in Graz."):
-        say(session, text)
-    say(session, edited, replaces=session.turns[0].id)
-    assert [one.text for one in session.recalled.statements] == ["I have a dog."], "of another talk"
-    assert "Graz" not in str(session.recalled.dialogue.history)
-    session.open_talk()
-    say(session, "Where do I live?")
-    assert edited in [one.text for one in session.recalled.statements]
-
-
 def test_a_forgotten_reply_that_was_tried_again_is_shown_to_later_turns_as_after_reopening(model, tmp_path):
     with open_chat(model, tmp_path) as session:
         for text in ("My dog Bello is sick.", "What is iron?", "And zinc?"):
@@ -244,21 +216,6 @@ def test_a_forgotten_reply_that_was_tried_again_is_shown_to_later_turns_as_after
     with open_chat(model, tmp_path) as again:
         assert [d.id for d in again.turns] == [d.id for d in turns] and again.turns == turns
         assert get_evidence(again.me.state) == evidence
-
-
-def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
-    session = open_chat(model)
-    for number in (7, 11):
-        say(session, f"Is {number} a prime number?")
-        session.react("better", f"In short: {number} is one.")
-    with pytest.raises(InputError, match="the scope"):
-        session.scoping.scope_correction("work")
-    session.scoping.scope_correction("everywhere")
-    assert [d.response for d in get_evidence(session.me.state).everywhere] == ["In short: 11 is one."]
-    for _ in range(2):  # said twice, it is still a correction
-        assert session.react("better", "In short: yes.", id=session.turns[0].id).kind == "better"
-    session.scoping.scope_correction("here")
-    assert [*session.me.state.scopes.values()] == ["here", "everywhere"], "the one that was corrected again is newest"
 
 
 def teach(session, *prompts):
@@ -287,64 +244,6 @@ def test_a_question_about_a_habit_counts_as_asked_when_it_was_seen_and_passed_ov
         assert session.scoping.show_habit_question() == ""
         teach(session, "Where is Rome?")
         assert session.scoping.show_habit_question() == "", "nor again with each correction more"
-
-
-@pytest.mark.parametrize("is_passed_over", [False, True])
-def test_a_question_about_a_habit_that_nobody_saw_or_answered_leaves_the_newest_correction(model, is_passed_over):
-    session = open_chat(model)
-    ids = teach(session, *PROMPTS)
-    if is_passed_over:
-        assert session.scoping.show_habit_question()
-        say(session, "Where is Oslo?")
-    session.scoping.scope_correction("here")
-    assert [session.me.state.scopes[id] for id in ids] == ["", "", "here"], "only the newest correction was meant"
-
-
-def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(model):
-    session = open_chat(model)
-    first, second = teach(session, *PROMPTS[:2])
-    session.undo()
-    assert PROMPTS[0] in session.scoping.scope_correction("here") and session.me.state.scopes == {first: "here"}
-    session.react("better", "In short: Ada.", second)
-    session.react("up", "", second)
-    assert PROMPTS[1] in session.scoping.scope_correction("here"), "a correction that you like is still one"
-    assert session.me.state.newest(second).origin == "annotated"
-    session.react("better", "In short: leaves.", first)
-    assert session.undo().endswith("“What is tea?”; your earlier correction applies again")
-    assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "its earlier correction is back"
-    line = (
-        "taken back: “All replies” for “What is tea?”. Applies to this subject only: your correction of “What is tea?”"
-    )
-    assert session.undo() == line
-    assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "the line named it"
-    session.forget(ids=[first])
-    assert PROMPTS[1] in session.scoping.scope_correction("everywhere")
-    session.react("down", "", second)
-    with pytest.raises(InputError, match="no reply was corrected yet"):
-        session.scoping.scope_correction("here")
-    for kind, text in (("up", ""), ("better", "In short: Ada.")):
-        assert session.react(kind, text, second).kind == kind
-        assert session.me.state.newest(second).origin == "annotated", "your own text is no approval"
-        session.react("down", "", second)
-
-
-def test_an_answered_question_never_comes_back(model):
-    session = open_chat(model)
-    session.me.buffer.policy.decide_question = lambda view, candidate, left: (True, "always")
-
-    def score():
-        session.work.score()
-        session.work.collect(waits=True)
-
-    say(session, "Hello")
-    score()
-    session.react("up", id=session.question.id)
-    session.instruct("Be brief.")
-    for _ in range(2):  # the instruction, the answer
-        session.undo()
-        score()
-        assert session.question is None and session.me.cost.requests == 1
-    assert session.me.state.pending == [] and len(session.me.buffer) == 1
 
 
 SAID = (  # a message, the correction of its reply, and whether both may leave the computer
@@ -649,60 +548,6 @@ def test_the_source_line_names_a_statement_that_a_newer_one_seems_to_update(mode
     session.open_talk()
     say(session, "Which medicines do I take?")
     assert [one.text for one in session.recalled.statements] == ["I take metformin.", "I take ramipril."]
-
-
-def test_a_correction_without_the_form_is_told_as_such(model):
-    session = open_chat(model)
-    ids = teach(session, *PROMPTS[:3])
-    session.open_talk()
-    say(session, "What is cocoa?")
-    id = session.turns[0].id
-    replies = session.me.state.replies
-    replies[id] = replies[id]._replace(reads=tuple(ids))
-    session.me.archive.dialogues[id] = replace(session.turns[0], response="In short: cocoa.")
-    stored = session.react("better", "Cocoa.")
-    line = session.describe_reaction(stored)
-    assert line == "Counts against your corrections, since you took their form out: “What is cocoa?”"
-
-
-def test_a_reply_that_is_liked_belongs_where_the_corrections_that_it_used_belong(model):
-    session = open_chat(model)
-    ids = teach(session, *PROMPTS)
-    for id in ids:
-        session.scoping.scope_correction("here", id)
-    session.open_talk()
-    say(session, "Who is Grace?")
-    id = session.turns[0].id
-    replies = session.me.state.replies
-    replies[id] = replies[id]._replace(reads=tuple(ids))
-    session.react("up")
-    evidence = get_evidence(session.me.state)
-    assert len(evidence.here) == 4 and not evidence.answers
-    session.me.state.scopes[ids[0]] = "everywhere"
-    assert [d.prompt for d in get_evidence(session.me.state).answers] == ["Who is Grace?"], "of two places, none"
-
-
-def test_a_correction_takes_the_scope_of_the_corrections_that_its_reply_used(model):
-    session = open_chat(model)
-    ids = teach(session, *PROMPTS)
-    for id in ids:
-        session.scoping.scope_correction("everywhere", id)
-    for prompt, scope, text in (
-        ("Who is Grace?", None, "Sure: a pioneer."),
-        ("Who is Alan?", "", "Sure: a pioneer."),
-        ("Who is Kurt?", None, "Yes."),
-    ):
-        session.open_talk()
-        say(session, prompt)
-        id = session.turns[0].id
-        replies = session.me.state.replies
-        replies[id] = replies[id]._replace(reads=tuple(ids))
-        session.me.archive.dialogues[id] = replace(session.turns[0], response="In short: yes.")
-        session.react("better", text, id, scope)
-    evidence = get_evidence(session.me.state)
-    assert [d.prompt for d in evidence.everywhere] == [*PROMPTS, "Who is Grace?"]
-    assert [d.prompt for d in evidence.answers] == ["Who is Alan?"], "the person said: automatic"
-    assert [d.prompt for d in evidence.plain] == ["Who is Kurt?"], "the form was taken out"
 
 
 def test_a_failed_reply_leaves_the_source_of_the_one_before(model, monkeypatch):

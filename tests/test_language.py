@@ -93,6 +93,16 @@ def test_the_language_of_a_message_is_known_by_its_frequent_words(language):
     assert find_language(["Mitt namn", "“Wie heißt du und wo wohnst du?”", ""]) == ""
 
 
+@pytest.mark.parametrize(
+    "message",
+    ["btw im vegan lol", "im 25", "Et yemem.", "Na czym gram?", "Ankara'da yaşıyorum.", "Yo!", "Moro em Braga."],
+)
+def test_a_single_word_of_two_letters_shows_no_language(message):
+    assert find_language([message]) == "" and find_language([message, "Où est la gare ?"]) == "french"
+    assert find_language(["My head hurts.", "Où est la gare ?"]) == "english", "what shows no language is answered so"
+    assert find_language(["J'habite à Lille."]) == find_language(["Je ne fume plus."]) == "french"
+
+
 def list_fields(sentence) -> set:  # a text, or a dictionary of forms
     texts = sentence.values() if isinstance(sentence, dict) else [sentence]
     return {name for text in texts for _, name, _, _ in Formatter().parse(text) if name}

@@ -102,17 +102,6 @@ def test_one_id_names_one_dialogue(model):
     assert me.forget(STREAM[0].id).dialogues == (STREAM[0].id,) and [*me.archive.dialogues] == [STREAM[1].id]
 
 
-def test_the_replys_own_text_is_an_approval_and_a_repeated_correction_stays_one(model):
-    me = make(model)
-    me.observe(STREAM[0])
-    own = STREAM[0].response
-    for text, kind in [(own, "up"), ("No.", "better"), ("No.", "better"), (own, "better"), (own, "better")]:
-        assert me.react(STREAM[0], "better", text).kind == kind == me.state.reactions[STREAM[0].id].kind
-        newest = me.state.newest(STREAM[0].id)
-        assert (newest.response, newest.origin) == (text, "approved" if kind == "up" else "annotated")
-    me.instruct("Be brief.")
-
-
 def test_a_corrected_dialogue_that_was_discarded_gets_another_chance(model):
     me = make(model, policy="answers-first", capacity=1)
     me.observe_all(STREAM[:4], progress=False)
@@ -383,6 +372,17 @@ def test_a_long_instruction_can_be_changed(model):
     for number in (0, 1):  # two of them would be too long
         me.instruct("Be brief. " * 40, number)
     assert [*me.state.instructions] == [1]
+
+
+def test_the_same_instruction_twice_is_one_and_the_newer_counts(model):
+    me = make(model)
+    for time, text in enumerate(["Be brief.", "Use C++.", "be  BRIEF", "Use C."]):
+        me.instruct(text, time=float(time))
+    kept = [(said.number, said.text, said.time) for said in me.state.instructions.values()]
+    assert kept == [(2, "Use C++.", 1.0), (1, "be  BRIEF", 2.0), (3, "Use C.", 3.0)]
+    for _ in range(2):
+        me.undo()
+    assert me.state.instructions[1].text == "Be brief."
 
 
 def test_the_number_of_an_instruction_is_never_used_again(model):

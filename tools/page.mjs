@@ -6,7 +6,6 @@ export { default as createDOMPurify } from "dompurify";
 export { default as highlight } from "highlight.js/lib/core";
 export { default as katex } from "katex";
 export { default as MarkdownIt } from "markdown-it";
-export { tex } from "@mdit/plugin-tex";
 
 import bash from "highlight.js/lib/languages/bash";
 import c from "highlight.js/lib/languages/c";

@@ -262,8 +262,16 @@ def accepts(usage: str, text: str) -> bool:
     return not text or "[" in usage
 
 # %% ../../nbs/8_app/04_chat.ipynb #fe8f1357
-def run_command(session, name: str, text: str) -> str:  # the output
+def run_command(session, line: str) -> str:  # the output
     "Run one command of the chat; raise `InputError` where it cannot be done."
+    name, *rest = line.split(maxsplit=1)
+    text = "".join(rest).strip()
+    usage = {usage.split()[0]: usage for usage in COMMANDS}.get(name)
+    if usage is None:
+        raise InputError(f"{name[:40]} isn't a command", "/help lists them")
+    if not accepts(usage, text):
+        needs = "a number" if usage.endswith(" N") else "a text"
+        raise InputError(f"{name} {'takes no text' if text else f'needs {needs}'}", f"write {usage}")
     question = session.question
     id = None if question is None else question.id
     if name[1:] in SCOPE_NAMES:
@@ -307,24 +315,15 @@ def run_command(session, name: str, text: str) -> str:  # the output
 # %% ../../nbs/8_app/04_chat.ipynb #8da9288a
 def handle(session, line: str):  # a generator of pieces of text
     "Yield the reply to a message, or the output of a command; a mistake becomes one line."
-    words = line.split(maxsplit=1)
-    name = words[0] if words else ""
-    text = words[1].strip() if len(words) > 1 else ""
-    if not name and session.question is not None and is_terminal():
-        name = "/up"
-    is_message = not name.startswith("/") or isinstance(line, Pasted)
-    usage = {usage.split()[0]: usage for usage in COMMANDS}.get(name)
+    if not line.strip() and session.question is not None and is_terminal():
+        line = "/up"
+    is_message = not line.lstrip().startswith("/") or isinstance(line, Pasted)
     try:
         session.check_open()
         if is_message:
             yield from session.say(line)
-        elif usage is None:
-            yield f"{name[:40]} isn't a command; /help lists them"
-        elif not accepts(usage, text):
-            needs = "a number" if usage.endswith(" N") else "a text"
-            yield f"{name} {'takes no text' if text else f'needs {needs}'}; write {usage}"
         else:
-            yield run_command(session, name, text)
+            yield run_command(session, line)
     except InputError as error:
         yield "\n" * is_message + str(error)
 

@@ -281,11 +281,13 @@ def find_language(messages) -> str:  # messages: the newest first -> a name in `
     for message in messages:
         text = QUOTATION.sub("", message[:MAX_CHARACTERS]).lower()
         words = re.findall(r"[^\W\d_]+", text)
-        counts = {language: sum(word in known for word in words) for language, known in FREQUENT.items()}
-        best, second = sorted(counts, key=counts.get)[:-3:-1]
+        found = {language: [word for word in words if word in known] for language, known in FREQUENT.items()}
+        best, second = sorted(found, key=lambda language: len(found[language]))[:-3:-1]
+        is_thin = best != "english" and [len(word) for word in found[best]] in ([1], [2])
+        is_known = len(found[best]) > len(found[second]) and not is_thin
         script = next((name for name, letters in SCRIPTS.items() if re.search(letters, text)), "")
-        if script or counts[best] > counts[second]:
-            return best if counts[best] > counts[second] else script
+        if script or is_known:
+            return best if is_known else script
     return ""
 
 # %% ../../nbs/0_base/02_text.ipynb #txtdate2

@@ -40,10 +40,20 @@ def fold(text: str) -> str:
     return " ".join(text.replace("|", " ").replace(">", " ").split())
 
 
+def drop_accents(folded: str) -> str:
+    "Return a folded text without accents, and without blanks and hyphens beside a digit."
+    bare = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFD", folded))
+    return re.sub(r"(?<=\d)[ -]+(?=\w)|(?<=\w)[ -]+(?=\d)", "", unicodedata.normalize("NFC", bare))
+
+
 def holds(part: str, forms: set) -> bool:
-    "Check whether a stored text contains one of some folded texts."
+    "Check whether a stored text contains one of some folded texts, perhaps in another spelling."
     folded = fold(part) if forms else ""
-    return any(form in folded for form in forms)
+    bare = drop_accents(folded)
+    spellings = f"{bare}\n{bare.replace('-', '')}"  # a form has no line end
+    gap = lambda found: "[ -]*" if "-" in found[0] else "[ -]"
+    patterns = (re.sub(r"(?<=\w)(?:\\[ -])+(?=\w)", gap, re.escape(drop_accents(form))) for form in forms)
+    return any(form in folded for form in forms) or any(re.search(pattern, spellings) for pattern in patterns)
 
 # %% ../../nbs/7_device/04_forgetting.ipynb #fb371b31
 @dataclass(frozen=True, repr=False)

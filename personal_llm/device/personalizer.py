@@ -58,13 +58,15 @@ def _record_reaction(state: State, reaction: Reaction, is_asked: bool, is_new=Fa
 
 
 def _instruct(state: State, count_tokens, text: str, number: int, time: float) -> None:  # count_tokens: text -> int
-    "Record a standing instruction: a new one (0), a change by its number, or its end (no text)."
+    "Record a standing instruction: a new one (0), a change by its number or of the same words, or its end (no text)."
     known = state.instructions
     if number and number not in known:
         numbers = f"use one of {', '.join(map(str, known))}" if known else "there are none"
         raise InputError(f"no standing instruction has the number {number}", numbers)
     if not number and not text:
         raise InputError("a standing instruction without text", "say how replies should be")
+    plain = lambda line: " ".join(line.casefold().split()).rstrip(".!。！")
+    number = number or next((said.number for said in known.values() if plain(said.text) == plain(text)), 0)
     texts = [said.text for said in known.values() if said.number != number] + [text]
     count = sum(map(count_tokens, texts))
     if text and count > MAX_TOKENS:
@@ -237,8 +239,8 @@ def _begin(archive: Archive, buffer: Buffer) -> State:
     return state
 
 
-def _configure(state: State, model, changes: dict) -> None:
-    "Record model and settings if they are new; raise `InputError` for a new memory with a filled buffer."
+def _configure(state: State, model, changes: dict) -> PersonalizerSettings:
+    "Return the settings, recorded with the model if new; raise `InputError` for a new memory with a filled buffer."
     settings = PersonalizerSettings.choose(state.settings, changes, state.buffer.policy)
     state.buffer.model = model if state.buffer.policy.needs_model else None
     content = dict(base=model.base, model=model.name, settings=asdict(settings))
@@ -249,6 +251,7 @@ def _configure(state: State, model, changes: dict) -> None:
         state.record("configured", **content, buffer=state.buffer.header())
     elif (model.base, content["settings"]) != (state.base, state.settings):
         state.record("configured", **content)
+    return settings
 
 # %% ../../nbs/7_device/08_personalizer.ipynb #per6forc
 class Personalizer(Displayed):
@@ -274,7 +277,7 @@ class Personalizer(Displayed):
         self.opens_questions = False  # True: a question waits for `react`, and nobody is called
         self.archive = Archive(folder, is_alone=True)
         self.state = _begin(self.archive, buffer)
-        _configure(self.state, model, settings)
+        self.settings = _configure(self.state, model, settings)
         self.memory = Memory(self.archive, MemoryConfig(self.settings.memories))
         self.adapter = load_last_adapter(self.state, self.folder)
 
@@ -288,10 +291,6 @@ class Personalizer(Displayed):
     @property
     def buffer(self) -> Buffer:
         return self.state.buffer
-
-    @property
-    def settings(self) -> PersonalizerSettings:
-        return PersonalizerSettings.choose(self.state.settings, {}, self.buffer.policy)
 
     @property
     def rounds(self) -> list:  # `Round`s

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BANK', 'PEOPLE', 'ORDERS', 'NUM_OTHERS', 'NUM_PROBES', 'TAKEN_OUT', 'SILENCES', 'ENCODERS', 'GATES', 'FACTORS',
-           'NUM_ASKED', 'CELLS', 'JOBS', 'GRIDS', 'PARTS', 'LIVES', 'SHUFFLED', 'list_lives', 'list_own_items',
+           'PARTS', 'NUM_ASKED', 'CELLS', 'JOBS', 'GRIDS', 'LIVES', 'SHUFFLED', 'list_lives', 'list_own_items',
            'list_prompts', 'list_others', 'load_vectors', 'Evidence', 'open_threshold', 'open_reach',
            'open_reach_of_corrections', 'open_closeness', 'open_nearest', 'open_three_nearest', 'open_centroid',
            'open_grace', 'make_gate', 'open_shipped', 'open_shipped_with_reach_of_all', 'begin', 'choose_constant',
-           'run_stream', 'measure', 'list_asked', 'list_questions', 'find_form', 'choose_turns', 'measure_bare',
-           'measure_always', 'list_reply_jobs']
+           'run_stream', 'write_marks', 'measure', 'list_asked', 'list_questions', 'find_form', 'choose_turns',
+           'measure_bare', 'measure_always', 'list_reply_jobs']
 
 # %% ../../nbs/experiments/83_law.ipynb #law00003
 import functools
@@ -238,8 +238,11 @@ def choose_constant(gate: str, encoder: str) -> float:
     return min(shares, key=lambda constant: (abs(shares[constant] - wanted), constant if is_radius else -constant))
 
 
-def run_stream(gate: str, constant: float, encoder: str, silence: str, life: tuple, order: int, cell: tuple) -> dict:
-    "Let a stream pass, and return which prompts use corrections; cell: (share taken out, whether own prompts come)."
+PARTS = ("own", "seen", "unseen", "other")
+
+
+def run_stream(gate: str, constant: float, encoder: str, silence: str, life: tuple, order: int, cell: tuple) -> tuple:
+    "Let a stream pass; return which prompts of each part use corrections, and the shares in its quarters."
     evidence, places = begin(life, encoder)
     run = (GATES | FACTORS)[gate]
     random = make_generator(0, "taken out", order)
@@ -257,30 +260,32 @@ def run_stream(gate: str, constant: float, encoder: str, silence: str, life: tup
         else:
             evidence.add(place, silence)
         used += [is_used] * (place not in own)
-    opens = {part: run(evidence, places[part], constant) for part in ("own", "seen", "unseen", "other")}
-    marks = {part: "".join("01"[int(mark)] for mark in found) for part, found in opens.items()}
-    marks["other"] = marks["other"][:NUM_ASKED]
-    shares = [round(float(part.mean()), 4) for part in np.array(used).reshape(4, -1)]
-    return marks | dict(opens_other=round(float(opens["other"].mean()), 4), used=shares)
+    return {part: run(evidence, places[part], constant) for part in PARTS}, np.array(used).reshape(4, -1).mean(1)
 
 
 NUM_ASKED = 16  # of the other prompts, those with replies
-CELLS = [(0.0, False), (0.0, True), *((share, False) for share in TAKEN_OUT[1:])]
+CELLS = [(0.0, False), (0.0, True), *((share, False) for share in TAKEN_OUT[1:])]  # (taken out, own prompts come)
+
+
+def write_marks(opens: dict) -> dict:  # part -> booleans -> part -> text
+    "Write for which prompts a gate opens."
+    return {part: "".join("01"[int(mark)] for mark in found[:NUM_ASKED]) for part, found in opens.items()}
 
 
 def measure(jobs: list):  # yields a dict of results a job
-    "Let all streams of a gate pass for a person."
+    "Let all streams of a gate pass for a person; with the second encoder only the plain ones."
     for job in jobs:
         gate, encoder = job["gate"], job["encoder"]
         life = job["user"], job["subject"]
         constant = None if gate.startswith("shipped") else choose_constant(gate, encoder)
-        loops = [
-            dict(order=order, taken_out=cell[0], has_own=cell[1])
-            | run_stream(gate, constant, encoder, job["silence"], life, order, cell)
-            for order in range(ORDERS)
-            for cell in CELLS
-        ]
-        yield dict(constant=constant, loops=loops)
+        shares = []  # of each cell, means over the orders
+        for cell in CELLS if encoder == DEFAULT_ENCODER else CELLS[:1]:
+            loops = [run_stream(gate, constant, encoder, job["silence"], life, order, cell) for order in range(ORDERS)]
+            shares.append({part: round(float(np.mean([opens[part] for opens, _ in loops])), 4) for part in PARTS})
+            if cell == CELLS[0]:
+                marks = [write_marks(opens) for opens, _ in loops]
+                used = np.mean([quarters for _, quarters in loops], axis=0).round(4).tolist()
+        yield dict(constant=constant, shares=shares, marks=marks, used=used)
 
 
 JOBS = [
@@ -343,7 +348,6 @@ def measure_always(jobs: list):  # yields a dict of results a job
         yield dict(replies=replies)
 
 
-PARTS = ("own", "seen", "unseen", "other")
 LIVES = list_lives("test")
 SHUFFLED = [LIVES[place] for place in make_generator(0, "lives").permutation(len(LIVES))]
 

@@ -435,7 +435,7 @@ def list_own_claims() -> list:  # `Claim`s
     for condition, name in names.items():
         claims.append(Claim(f"nothing breaks with {name}", "inside −.01, −.02, −.02", judge_breaks(scores, condition)))
     for pool, units in (("trivia", "topics of trivia questions"), ("locomo", "machine-written speakers of LoCoMo")):
-        name = f"the gate's constants are not beaten on {units}"
+        name = f"the constants of the gate before general prompts are not beaten on {units}"
         claims.append(Claim(name, "balance at most .10 below the best", judge_other_text(pool)))
     return claims
 

@@ -57,7 +57,8 @@ def describe_code(policy) -> str:  # policy: an instance
     """
     classes = [one for one in type(policy).__mro__ if issubclass(one, Policy) and one is not Policy]
     package = type(policy).__module__.partition(".")[0]
-    number, parts = "", [re.sub(" at 0x[0-9a-f]+", "", repr((classes, sorted(vars(policy).items()))))]
+    arguments = {name: getattr(policy, name, None) for name in inspect.signature(type(policy)).parameters}
+    number, parts = "", [re.sub(" at 0x[0-9a-f]+", "", repr((policy.name, classes, arguments)))]
     with suppress(PackageNotFoundError):  # a module that isn't installed
         number = version(packages_distributions().get(package, [package])[0])
     with suppress(OSError, TypeError):  # classes written at a prompt have no file
@@ -153,7 +154,7 @@ def compare_policies(policies: list, streams: dict, measure, capacity: int = 32,
 
     policies: names, also with arguments (`mine:k=3`), classes or instances; the first is compared with each.
     streams: person -> `ScoredDialogue`s in the order in which they arrive, of `score(model, dialogues)`.
-    measure: a function, the full `Buffer` -> a number. capacity: bins. model: for policies that need it.
+    measure: a function, the full `Buffer` and its person -> a number. capacity: bins. model: for policies that need it.
     """
     policies = [get_policy(policy) for policy in policies]
     check_comparison([policy.name for policy in policies], streams)
@@ -164,7 +165,9 @@ def compare_policies(policies: list, streams: dict, measure, capacity: int = 32,
             for candidate in candidates:
                 buffer.add(candidate)
             with blame("measure"):
-                measured = check(measure(buffer), "number", f"what measure returns for {policy.name} and {person}")
+                measured = check(
+                    measure(buffer, person), "number", f"what measure returns for {policy.name} and {person}"
+                )
             values[policy.name].append(measured)
     return Table(values, metric=getattr(measure, "__name__", Table.metric).replace("_", " "))
 
@@ -175,7 +178,7 @@ def compare_selectors(selectors: list, library, model, people: dict) -> Table:
     selectors: names in `SELECTORS`, or functions of a `SelectionRequest` that return a `Ranking`. library: a `Library` of
     the model. people: person -> (dialogues to choose by, at least 8; dialogues held out). Nats per response token.
     """
-    names = [getattr(selector, "__name__", selector) for selector in selectors]
+    names = [s if isinstance(s, str) else getattr(s, "__name__", type(s).__name__) for s in selectors]
     check_comparison(names, people)
     values = {name: [] for name in names}
     for person, parts in people.items():

@@ -26,6 +26,7 @@ from personal_llm.base.files import ASSETS, compute_sha256
 from personal_llm.base.replies import ReplyOptions, ReplyStream, Thought
 from personal_llm.base.weights import WEIGHTS
 from personal_llm.memory.feedback import SCOPES, name_scope
+from personal_llm.app.chat import run_command
 from personal_llm.app.personalize import check_memory_folder
 from personal_llm.base.text import clean_text, count_nouns
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession
@@ -544,6 +545,15 @@ def react(session: ChatSession, wanted: Change) -> dict:
     return dict(kind=stored.kind, message=session.describe_reaction(stored))
 
 
+def run_line(session: ChatSession, wanted: Change) -> dict:
+    "Run a command of the terminal about a talk; return its output."
+    line = wanted.text.strip() or "/help"
+    if line.startswith(("/forget", "/quit")):  # the one asks at the terminal, the other ends it
+        raise InputError("the page does this itself", "write /forget WORDS, or close the page")
+    session.open_talk(wanted.talk or None)
+    return dict(message=run_command(session, line))
+
+
 def take_back(session: ChatSession, wanted: Change) -> dict:
     "Take back the newest act, if it is the one that the page named; return a line about it."
     if wanted.number not in (None, find_act(session)):
@@ -562,6 +572,7 @@ CHANGES = dict(
     stop=lambda session, wanted: session.work.stop_learning(),
     undo=lambda session, wanted: dict(message=session.tell(session.work.undo_learning())),
     name=name_talk,
+    command=run_line,
     halt=lambda session, wanted: session.halt_reply(),
 )
 IMMEDIATE = ("forget", "halt", "stop")  # they end what is at work, and wait for no reply

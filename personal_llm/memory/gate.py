@@ -46,7 +46,7 @@ class Evidence:
         return replace(self, **{name: tuple(filter(is_kept, getattr(self, name))) for name in TAUGHT})
 
 # %% ../../nbs/3_memory/03_gate.ipynb #1a9bf53b
-MEAN_WEIGHT = 0.25  # of the mean in the closeness; .2 was found on earlier people, .25 set before 79_gate
+MEAN_WEIGHT = 0.25  # of the mean in the closeness; .2 was found on earlier people, .25 added before 79_gate was judged
 
 
 def measure_closeness(similarities: np.ndarray, weight: float = MEAN_WEIGHT):  # (dialogues,) or (dialogues, prompts)

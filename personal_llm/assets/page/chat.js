@@ -5,7 +5,7 @@ import { loadKnown, loadStatus } from "./known.js";
 import { makeMarkdown } from "./markdown.js";
 import { ask, get, post, readEvents, session } from "./server.js";
 import { fillTalks } from "./talks.js";
-import { fillScopes, makeHabitQuestion, makeTurn, page } from "./turns.js";
+import { change, fillScopes, makeHabitQuestion, makeTurn, page } from "./turns.js";
 
 let talk = ""; // key of the chat on the page; empty: the newest one; "new": one without a turn
 let reply = null; // a promise while this page waits for a reply: whether it came
@@ -82,8 +82,19 @@ async function write(item, body) { // whether a reply came
   }
 }
 
+async function command(text) { // one of the terminal's
+  const [name, ...words] = text.split(/\s+/);
+  if (name === "/new") return page.openTalk("new");
+  if (name === "/forget" && words.length) return page.forget({ text: words.join(" ") });
+  return change("command", { text, talk: talk === "new" ? "" : talk }).catch((error) => {
+    $("line").value ||= text;
+    throw error;
+  });
+}
+
 page.send = async (text, turn = null, isVaried = false) => { // turn: whose place the new one takes; returns whether a reply came
   if (isWriting()) return false;
+  if (/^\/\w+(\s|$)/.test(text)) return command(text);
   const waiting = make("p", { className: "soft", textContent: "Reading the chat and what I know about you …" });
   const item = make("li", {}, make("p", { className: "own", dir: "auto", textContent: text }), waiting);
   const shown = [...$("turns").children];

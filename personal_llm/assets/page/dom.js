@@ -8,15 +8,22 @@ export const makeSentence = (text) => text.slice(0, 1).toUpperCase() + text.slic
 
 const SECONDS = 12; // that a note stays; the header's button brings it back
 let leaving = 0; // the timer of its end
+let height = 0; // of the note, in pixels
 
 export function show(text = "") { // a note; without a text: it goes
-  $("said").textContent = makeSentence(text);
+  if (text) $("said").textContent = makeSentence(text);
   $("note").hidden = !text;
   clearTimeout(leaving);
   const leave = () => ($("note").matches(":hover, :focus-within") ? keep() : show());
   const keep = () => { leaving = setTimeout(leave, SECONDS * 1000); };
   if (text) keep();
 }
+
+new ResizeObserver(() => { // what somebody reads stays where it is
+  const moved = $("note").offsetHeight - height;
+  height += moved;
+  for (const id of ["scroller", "known"]) $(id).scrollTop += moved;
+}).observe($("note"));
 
 export function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -64,10 +71,12 @@ export const onSubmit = (form, action) => {
 
 export function sync(list, rows, key, build) {
   const names = rows.map((row) => String(row[key]));
-  for (const element of [...list.children]) if (!names.includes(element.dataset.key)) element.remove();
+  const wanted = new Set(names);
+  const known = new Map([...list.children].map((element) => [element.dataset.key, element]));
+  for (const [name, element] of known) if (!wanted.has(name)) element.remove();
   for (const [place, row] of rows.entries()) {
     const content = JSON.stringify(row);
-    let element = [...list.children].find((one) => one.dataset.key === names[place]);
+    let element = known.get(names[place]);
     const name = element?.contains(document.activeElement) && document.activeElement.name;
     if (!element || (element.dataset.content !== content && !element.querySelector("form"))) {
       element?.remove();

@@ -66,7 +66,9 @@ export async function loadStatus() {
   $("take-back").textContent = `Undo: ${status.undo}`;
   $("take-back").value = status.way;
   $("take-back").dataset.act = status.act;
-  $("take-back").hidden = $("recall").hidden = !status.undo;
+  $("take-back").hidden = !status.undo;
+  $("recall").textContent = status.undo ? "Undo …" : "Last note";
+  $("recall").hidden = !status.undo && !$("said").textContent;
   showSteps(status);
   const cost = status.way === "undo" ? `It took ${nameTime(status.seconds)} of computing.` : "";
   if (status.messages.length) show([...status.messages.map(makeSentence), cost].filter(Boolean).join(" "));

@@ -36,21 +36,13 @@ $("open-talks").onclick = () => { show(); openTalks($("talks").hidden); };
 $("forget-all").onclick = () => page.forget({ everything: true });
 onSubmit($("forget-form"), () => page.forget({ text: $("words").value }));
 const instruct = (text) => change("react", { kind: "always", text }, "Instruction added. It applies to all replies.");
-const COMMANDS = { // of the terminal, which notes name
-  "/always": instruct,
-  "/better": (text) => change("react", { id: $("turns").lastElementChild.dataset.key, kind: "better", text }),
-  "/forget": (text) => page.forget({ text }),
-  "/undo": () => change("take_back"),
-  "/unlearn": () => change("undo"),
-};
 onSubmit($("always-form"), async () => { await instruct($("always").value); $("always").value = ""; });
 onSubmit($("connect-form"), async () => { await connect($("token").value.trim()); await begin(); });
 onSubmit($("composer"), async () => {
   if (isWriting()) return stopReply();
   const text = $("line").value.trim();
   $("line").value = "";
-  const [, name, rest] = text.match(/^(\/\w+) *(.*)$/) || []; // one line
-  return COMMANDS[name] ? COMMANDS[name](rest) : text && page.send(text);
+  return text && page.send(text);
 });
 $("line").onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing || isWriting()) return;
@@ -62,7 +54,8 @@ addEventListener("keydown", (event) => {
   stopReply();
   show();
 });
-$("recall").onclick = () => { show("What you did last:"); $("take-back").focus(); };
+$("recall").onclick = () => { show($("said").textContent || "What you did last:"); $("take-back").focus(); };
+$("dismiss").onclick = () => { show(); $("main").focus(); };
 $("take-back").onclick = () => attempt(async () => {
   await change($("take-back").value, { number: Number($("take-back").dataset.act) }).finally(loadStatus);
   if ($("take-back").hidden) $("main").focus();

@@ -1,6 +1,6 @@
 // requests to the server
 const PLACE = "personal_llm.key"; // of one half of what signs this browser in; the other half is a cookie that no script reads
-const NO_ANSWER = "The server does not answer. Start personal-llm serve again, and open the link that it prints.";
+const NO_ANSWER = "The server does not answer. Start personal-llm serve again; on the same port, this page goes on.";
 export const session = { key: localStorage.getItem(PLACE) || "", onRefused: () => {} };
 const explain = (error) => { throw error.name === "AbortError" ? error : new Error(NO_ANSWER); };
 
