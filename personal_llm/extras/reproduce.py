@@ -56,7 +56,8 @@ def describe_code(policy) -> str:  # policy: an instance
     """
     classes = [one for one in type(policy).__mro__ if issubclass(one, Policy) and one is not Policy]
     package = type(policy).__module__.partition(".")[0]
-    number, parts = "", [re.sub(" at 0x[0-9a-f]+", "", repr((classes, sorted(vars(policy).items()))))]
+    arguments = {name: getattr(policy, name, None) for name in inspect.signature(type(policy)).parameters}
+    number, parts = "", [re.sub(" at 0x[0-9a-f]+", "", repr((policy.name, classes, arguments)))]
     with suppress(PackageNotFoundError):  # a module that isn't installed
         number = version(packages_distributions().get(package, [package])[0])
     with suppress(OSError, TypeError):  # classes written at a prompt have no file
@@ -147,7 +148,7 @@ def check_names(names: list) -> None:
 def compare_policies(
     policies: list,  # names, also with arguments (`mine:k=3`), classes or instances; the first is compared with each
     streams: dict,  # person -> `ScoredDialogue`s in the order in which they arrive, of `score(model, dialogues)`
-    measure,  # a function: the full `Buffer` -> a number
+    measure,  # a function: the full `Buffer` and its person -> a number
     capacity: int = 32,  # bins
     seed: int = 0,
     model=None,  # the `Model`, for policies that need it
@@ -162,7 +163,9 @@ def compare_policies(
             for candidate in candidates:
                 buffer.add(candidate)
             with blame("measure"):
-                measured = check(measure(buffer), "number", f"what measure returns for {policy.name} and {person}")
+                measured = check(
+                    measure(buffer, person), "number", f"what measure returns for {policy.name} and {person}"
+                )
             values[policy.name].append(measured)
     return Table(values, metric=getattr(measure, "__name__", Table.metric).replace("_", " "))
 
@@ -174,7 +177,7 @@ def compare_selectors(
     people: dict,  # person -> (dialogues to choose by, at least 8; dialogues held out)
 ) -> Table:  # nats per token on the held-out dialogues; the units are people
     "Compare selectors by the loss of the start that they choose, before any fine-tune."
-    names = [getattr(selector, "__name__", selector) for selector in selectors]
+    names = [s if isinstance(s, str) else getattr(s, "__name__", type(s).__name__) for s in selectors]
     check_names(names)
     values = {name: [] for name in names}
     for own, held_out in people.values():

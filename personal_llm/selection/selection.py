@@ -72,12 +72,21 @@ def call_selector(selector, request: SelectionRequest, name: str) -> Ranking:
     "Call a selector, and raise `InputError` with its name if it fails or returns no ranking of the library."
     with blame(f"selector {name}"):
         ranking = selector(request)
-        is_ranking = isinstance(ranking, Ranking) and len({*ranking.names}) == len(ranking.distances)
-        is_ranking = is_ranking and {ranking.best, ranking.start, *ranking.names} <= {None, *request.library}
-        is_ranking = is_ranking and bool(np.isfinite(np.array(ranking.distances, float)).all())
-    if not is_ranking:
+        fault = "something else"
+        if isinstance(ranking, Ranking):
+            names = [*ranking.names]
+            unknown = {ranking.best, ranking.start, *names} - {None, *request.library}
+            faults = {
+                f"unknown names, {sorted(unknown)}": unknown,
+                "a name twice": len({*names}) < len(names),
+                f"{len(names)} names and {len(ranking.distances)} distances": len(names) != len(ranking.distances),
+                "a best that isn't among the names": ranking.best not in (None, *names),
+                "a distance that isn't finite": not np.isfinite(np.array(ranking.distances, float)).all(),
+            }
+            fault = next((what for what, is_so in faults.items() if is_so), "")
+    if fault:
         remedy = "return a Ranking of pLLMs of the library, a finite distance for each name; best may be None"
-        raise InputError(f"selector {name} returned no ranking of {request.library}", remedy)
+        raise InputError(f"selector {name} returned no ranking of {request.library}, but {fault}", remedy)
     return replace(ranking, start=ranking.start or ranking.best, method=name, library=request.library)
 
 # %% ../../nbs/6_selection/04_selection.ipynb #49bee888
@@ -92,7 +101,7 @@ def select(
     load_selectors()
     has_dialogues = model is not None and dialogues is not None
     method = method or ("match" if has_dialogues else "style")
-    name = method if isinstance(method, str) else getattr(method, "__name__", "your own")
+    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
     selector = SELECTORS.get(method) if isinstance(method, str) else method
     if not callable(selector):
         raise InputError(f"unknown method {name[:40]!r}", f"use one of {', '.join(SELECTORS)}")
