@@ -217,7 +217,7 @@ def reproduce_sdss_command(
     """SDSS: ROUGE-1 by policy after each look, each file a data set; the model's own replies are scored.
 
     ProsocialDialog, EmpatheticDialogues and MedDialog are read as they were published. How long it takes is said first;
-    if it is stopped, the same command goes on. A policy of your own is named by its entry point (personal_llm.policies).
+    if it is stopped, the same command goes on. A policy of your own has the name of its entry point.
     """
     plan, config = SDSSPlan(**plan), TuningConfig(**tuning)
     named = [get_policy(name) for name in split_policies(policies)]

@@ -175,8 +175,8 @@ def compare_policies(policies: list, streams: dict, measure, capacity: int = 32,
 def compare_selectors(selectors: list, library, model, people: dict) -> Table:
     """Compare selectors by the loss of the start that they choose, before any fine-tune; the units are people.
 
-    selectors: names in `SELECTORS`, or functions of a `SelectionRequest` that return a `Ranking`. library: a `Library` of
-    the model. people: person -> (dialogues to choose by, at least 8; dialogues held out). Nats per response token.
+    selectors: names in `SELECTORS`, or functions of a `SelectionRequest` that return a `Ranking`. library: a `Library`
+    of the model. people: person -> (dialogues to choose by, at least 8; dialogues held out). Nats per response token.
     """
     names = [s if isinstance(s, str) else getattr(s, "__name__", type(s).__name__) for s in selectors]
     check_comparison(names, people)
