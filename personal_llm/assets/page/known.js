@@ -22,8 +22,7 @@ function makeAnswer(row) {
 }
 
 function makeInstruction(row) {
-  const body = { kind: "always", number: row.number };
-  const instruct = (text) => change("react", { ...body, text }, `Instruction ${text ? "changed" : "ended"}.`);
+  const instruct = (text) => change("react", { kind: "always", number: row.number, text });
   const edit = async () => {
     const text = prompt("Instruction for all replies", row.text);
     if (text?.trim()) await instruct(text);
