@@ -11,10 +11,10 @@ from functools import cache
 
 import numpy as np
 
-from ..base.core import InputError, blame, load_plugins
+from ..base.core import InputError, blame, check, load_plugins
 from ..explanation.explanation import explain
 from .gradient_match import compute_slopes
-from .library import check_library_base
+from .library import Library, check_library_base
 from .ranking import BASE_NAME, PLAIN_PLLM, PLLMLosses, Ranking, SelectionRequest
 from .ranking import is_gain_certain, race_by_loss
 
@@ -105,6 +105,7 @@ def select(
     selector = SELECTORS.get(method) if isinstance(method, str) else method
     if not callable(selector):
         raise InputError(f"unknown method {name[:40]!r}", f"use one of {', '.join(SELECTORS)}")
+    check(library, Library, "the library", remedy="open it: Library(folder)")
     if not len(library):
         raise InputError("the library is empty", "add pLLMs to it first")
     if not has_dialogues:
@@ -118,6 +119,6 @@ def select(
 
 # %% ../../nbs/6_selection/04_selection.ipynb #9b446864
 def warm_start(model, library, dialogues: list, seed: int = 0) -> tuple:  # (`Explanation` of the user, `Ranking`)
-    "Describe a user by 8 or more dialogues, and select the adapter to start from (XPerT, Wang et al. 2025)."
+    "Describe a user by 8 or more dialogues, and select one adapter to start from (XPerT, Wang et al. 2025)."
     explanation = explain(model, dialogues, seed=seed)
     return explanation, select(library, explanation, model=model, dialogues=dialogues)
