@@ -364,6 +364,17 @@ def test_a_long_instruction_can_be_changed(model):
     assert [*me.state.instructions] == [1]
 
 
+def test_the_same_instruction_twice_is_one_and_the_newer_counts(model):
+    me = make(model)
+    for time, text in enumerate(["Be brief.", "Use C++.", "be  BRIEF", "Use C."]):
+        me.instruct(text, time=float(time))
+    kept = [(said.number, said.text, said.time) for said in me.state.instructions.values()]
+    assert kept == [(2, "Use C++.", 1.0), (1, "be  BRIEF", 2.0), (3, "Use C.", 3.0)]
+    for _ in range(2):
+        me.undo()
+    assert me.state.instructions[1].text == "Be brief."
+
+
 def test_the_number_of_an_instruction_is_never_used_again(model):
     me = make(model)
     me.instruct("Mention zebras.")

@@ -57,10 +57,10 @@ class Remembering(Surprising):
 
 WRONG = {  # what is wrong -> (methods of a policy, the error)
     "a slot that is none": (dict(choose=lambda *given: ("first", "why")), "chose slot first of"),
-    "no pair": (dict(choose=lambda *given: 0), "policy Wrong raised TypeError"),
+    "no pair": (dict(choose=lambda *given: 0), "policy Wrong chose 0 of"),
     "no reason": (dict(choose=lambda *given: (0, "")), "gives no reason in words"),
     "a question of no form": (dict(decide_question=lambda *given: True), "policy Wrong raised TypeError"),
-    "nothing": (dict(choose=lambda *given: None), "policy Wrong raised TypeError"),
+    "nothing": (dict(choose=lambda *given: None), "policy Wrong chose None of"),
     "several slots": (dict(choose=lambda *given: (np.array([0, 0]), "two")), "policy Wrong raised ValueError"),
     "no number": (dict(choose=lambda *given: (float("nan"), "none")), "chose slot nan"),
     "a dialogue twice": (dict(select_training_dialogues=lambda self, own: own[:1] * 2), "or one twice"),

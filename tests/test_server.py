@@ -717,6 +717,17 @@ def test_the_link_works_once(tmp_path):
         assert running.ask("POST", "/connect", dict(text=""), Authorization=None)[0] == 401
 
 
+def test_a_correction_that_is_too_long_is_marked_and_no_reply_says_that_it_used_it(served):
+    first = complete(served, "What is a lake?", talk="")["me"]
+    answer = served.ask("POST", "/me/react", dict(id=first["id"], kind="better", text="Water. " * 400))[1]
+    assert answer["message"].startswith("your correction is too long")
+    second = complete(served, "What is a small lake?", talk="")["me"]
+    assert any("too long" in reason for reason in second["reasons"]) and second["source"].count("answer") == 0
+    turns = [served.ask("GET", f"/me/talks?talk={me['talk']}")[1]["turns"][0] for me in (first, second)]
+    assert turns[0]["length"].startswith("too long for replies")
+    assert (turns[1]["read"], turns[1]["is_corrected"], turns[1]["is_silent"]) == ([], False, True)
+
+
 COMMANDS_REFUSED = {"/drop x": "isn't a number", "/undo it": "takes no text", "/undp": "isn't a command"}
 COMMANDS_REFUSED |= {"/quit": "close the page", "/forget knee": "the page does this itself", "hello": "isn't a command"}
 

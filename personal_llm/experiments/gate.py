@@ -715,11 +715,11 @@ def write_readme_threshold() -> str:
         np.array([score(name, rule)["own"] for name in people]) for rule in (PACKAGE, "threshold, same encoder")
     )
     kept = [f"{habits.mean():.2f}".lstrip("0") for habits in (ours, theirs)]
-    more = write_numbers(mean_over_users(ours - theirs))
+    more = write_numbers(mean_over_users(ours - theirs)).partition(" ")[2]
     return (
         "Without any of it, no reply has the form. The threshold, chosen on other people, does about as well as the "
         f"gate here. For {len(people)} people in four other languages the gate keeps the form in {kept[0]} and the "
-        f"threshold in {kept[1]} of the replies where it belongs ({more} more)."
+        f"threshold in {kept[1]} of the replies where it belongs (95 % interval of the difference: {more})."
     )
 
 
@@ -738,9 +738,9 @@ def write_readme_answer() -> str:
         for metric, sign in (("own", 1), ("seen", -1))
     )
     return (
-        "You'd have to know what to write, and it acts in every reply. Beside the better of the two above, the gate "
-        f"keeps the form in {kept} more of the replies where it belongs, which may be chance, and spares {spared} of "
-        "those in subjects left alone, which isn't."
+        "You'd have to know what to write, and it acts in every reply. Against the better one, in the second row, the "
+        f"gate has the form in {kept} more of the replies where it belongs, which may be chance, and in {spared} fewer "
+        "in subjects left alone, which isn't."
     )
 
 
@@ -759,9 +759,9 @@ def write_readme_night() -> str:
     }
     write = lambda *key: f"{means[key]:.2f}".replace("0.", ".")
     return (
-        f"Four of these people gave sixteen answers. As a fine-tune behind the gate they put the form into "
-        f"{write('adapter', 'own')} of the replies where it belongs, three corrections as examples into "
-        f"{write('always', 'own')}; right answers are {write('adapter', 'right')} and {write('always', 'right')}."
+        f"For four of the sixteen people we also fine-tuned on sixteen corrections each. Behind the gate, "
+        f"{write('adapter', 'own')} of the replies where it belongs have the form, and {write('adapter', 'right')} are "
+        f"right; with three corrections as examples it is {write('always', 'own')} and {write('always', 'right')}."
     )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gatereal2
