@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from decimal import Decimal
@@ -544,12 +545,16 @@ def _watch(function: Callable, solution: Callable, called: list) -> Callable:
         if event == "call" and (frame.f_code is code or frame.f_code.co_filename.startswith(COURSE)):
             called.append(frame.f_code.co_name)
 
+    watch_threads = getattr(threading, "setprofile_all_threads", threading.setprofile)  # before 3.12: new ones only
+
     def call(*arguments):
+        watch_threads(look)
         sys.setprofile(look)
         try:
             return function(*arguments)
         finally:
             sys.setprofile(None)
+            watch_threads(None)
 
     return call
 
