@@ -54,7 +54,7 @@ def list_hand_ins(
     }
 
 # %% ../../nbs/course/00_hand_ins.ipynb #hand0005
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
     _, name, *files = sys.argv
     found = list_hand_ins(
         name, [line.strip() for file in files for line in open(file, encoding="utf-8") if line.strip()]
