@@ -122,16 +122,6 @@ def test_a_turn_written_anew_is_the_newest_live_and_after_opening():
         assert one.pending == ["0", "2", "1"]
 
 
-def test_another_fine_tune_in_the_folder_of_an_undone_one_has_not_learned_its_answers():
-    state = open_new("fifo")
-    tell(state, 0, id="0")
-    state.record("tuned", **ROUND | dict(adapter="a0"))
-    state.record("learned", "0", is_answer=True)
-    state.record("undone")
-    state.record("tuned", **ROUND | dict(adapter="a0"))
-    assert not state.rounds[0].is_taught and not open_state(state.archive).rounds[0].is_taught
-
-
 @pytest.mark.parametrize("is_undone", [False, True])
 def test_an_answer_that_another_base_learned_is_not_learned_by_this_one(is_undone):
     state = open_new("answers-first")
