@@ -1,7 +1,6 @@
 "A chat: pieces, turns, and work that nobody waits for."
 
 import threading
-from dataclasses import replace
 
 import pytest
 from candidates import Echo
@@ -17,7 +16,6 @@ from personal_llm.device import personalizer, recall
 from personal_llm.base.text import clean_text
 from personal_llm.device.chat import ChatSession
 from personal_llm.device.idle import BackgroundWork, describe_error
-from personal_llm.device.recall import describe_scopes
 from personal_llm.device.evidence import get_evidence
 from personal_llm.device.personalizer import collect_training
 from personal_llm.tuning.config import TuningConfig
@@ -64,19 +62,6 @@ def test_an_empty_reply_is_told_and_not_stored(model, monkeypatch):
     monkeypatch.setattr("personal_llm.device.chat.ReplyStream", lambda *given: Echo(""))
     session = open_chat(model)
     assert say(session, "What is tea?") == "" and session.turns == [] and len(session.pop_messages()) == 1
-
-
-def test_a_reply_reads_the_last_turns_as_they_were_corrected(model):
-    session = open_chat(model, num_turns=2)
-    for number in range(3):
-        say(session, f"Message {number}")
-    session.react("better", "So be it.")
-    say(session, "Message 3")
-    history = session.recalled.dialogue.history
-    assert [text for role, text in history if role == "user"][-2:] == ["Message 1", "Message 2"]
-    assert history[-1] == ("assistant", "So be it.")
-    references = session.me.archive.histories[session.turns[-1].id]
-    assert len(references) == 2 and set(references) <= set(session.me.archive.dialogues)
 
 
 def test_a_program_brings_its_own_history(model):
@@ -131,25 +116,6 @@ def test_a_programs_system_prompt_wins_and_its_turns_are_no_evidence(model):
     assert session.recalled.memories and session.recalled.instructions
     say(session, "Is eleven a prime number?", history=[("user", "Hi"), ("assistant", "Ho")])
     assert session.recalled.memories, "a program without a task of its own asks for the person"
-
-
-def test_a_correction_is_read_at_once(model):
-    session = open_chat(model)
-    say(session, "Is seven a prime number?")
-    session.react("better", "In short: yes.")
-    say(session, "Is seven a prime number?")
-    assert session.recalled.memories == (), "the turn is in the history, as it was corrected"
-    assert "shown_already" in [note.name for note in explain_reply(session)]
-    assert ("assistant", "In short: yes.") in session.recalled.dialogue.history
-    session.open_talk()
-    say(session, "Is seven a prime number?")
-    say(session, "Is seven a prime number?")
-    assert session.recalled.memories, "this talk shows the prompt, but not the correction"
-    asked = session.recalled.dialogue.derive(history=[("user", "Is seven a prime number?"), ("assistant", "No.")])
-    session.recalled = replace(session.recalled, dialogue=asked, memories=())
-    assert "no_example" in [note.name for note in explain_reply(session)]
-    with pytest.raises(InputError, match="write something first"):
-        open_chat(model).react("up")
 
 
 def test_the_policy_asks_about_a_turn_and_the_answer_closes_the_question(model):
@@ -216,51 +182,6 @@ def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
     assert [d.id for d in collect_training(session.me.state)] == [newest]
 
 
-@pytest.mark.parametrize("edited", ["I live in Linz.", "I live in Graz."])  # and the same message once more
-def test_an_edited_message_does_not_read_what_it_replaces(edited, model):
-    session = open_chat(model)
-    say(session, "I have a dog.")
-    session.open_talk()
-    for text in ("I live in Graz.", "My flat is in Graz."):
-        say(session, text)
-    say(session, edited, replaces=session.turns[0].id)
-    assert [one.text for one in session.recalled.statements] == ["I have a dog."], "of another talk"
-    assert "Graz" not in str(session.recalled.dialogue.history)
-    session.open_talk()
-    say(session, "Where do I live?")
-    assert edited in [one.text for one in session.recalled.statements]
-
-
-def test_a_forgotten_reply_that_was_tried_again_is_shown_to_later_turns_as_after_reopening(model, tmp_path):
-    with open_chat(model, tmp_path) as session:
-        for text in ("My dog Bello is sick.", "What is iron?", "And zinc?"):
-            say(session, text)
-        session.react("better", "In short: a metal.")
-        session.forget("Bello")
-        assert [bool(d.response) for d in session.turns] == [False, True] and not session.turns[1].history
-        say(session, "What is iron?", replaces=session.turns[0].id)
-        turns, evidence = session.turns, get_evidence(session.me.state)
-        assert [text for _, text in turns[1].history] == ["What is iron?", turns[0].response]
-    with open_chat(model, tmp_path) as again:
-        assert [d.id for d in again.turns] == [d.id for d in turns] and again.turns == turns
-        assert get_evidence(again.me.state) == evidence
-
-
-def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
-    session = open_chat(model)
-    for number in (7, 11):
-        say(session, f"Is {number} a prime number?")
-        session.react("better", f"In short: {number} is one.")
-    with pytest.raises(InputError, match="the scope"):
-        session.scoping.scope_correction("work")
-    session.scoping.scope_correction("everywhere")
-    assert [d.response for d in get_evidence(session.me.state).everywhere] == ["In short: 11 is one."]
-    for _ in range(2):  # said twice, it is still a correction
-        assert session.react("better", "In short: yes.", id=session.turns[0].id).kind == "better"
-    session.scoping.scope_correction("here")
-    assert [*session.me.state.scopes.values()] == ["here", "everywhere"], "the one that was corrected again is newest"
-
-
 def teach(session, *prompts):
     "Correct the replies to prompts, with an opening in common; return their ids."
     for prompt in prompts:
@@ -287,64 +208,6 @@ def test_a_question_about_a_habit_counts_as_asked_when_it_was_seen_and_passed_ov
         assert session.scoping.show_habit_question() == ""
         teach(session, "Where is Rome?")
         assert session.scoping.show_habit_question() == "", "nor again with each correction more"
-
-
-@pytest.mark.parametrize("is_passed_over", [False, True])
-def test_a_question_about_a_habit_that_nobody_saw_or_answered_leaves_the_newest_correction(model, is_passed_over):
-    session = open_chat(model)
-    ids = teach(session, *PROMPTS)
-    if is_passed_over:
-        assert session.scoping.show_habit_question()
-        say(session, "Where is Oslo?")
-    session.scoping.scope_correction("here")
-    assert [session.me.state.scopes[id] for id in ids] == ["", "", "here"], "only the newest correction was meant"
-
-
-def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(model):
-    session = open_chat(model)
-    first, second = teach(session, *PROMPTS[:2])
-    session.undo()
-    assert PROMPTS[0] in session.scoping.scope_correction("here") and session.me.state.scopes == {first: "here"}
-    session.react("better", "In short: Ada.", second)
-    session.react("up", "", second)
-    assert PROMPTS[1] in session.scoping.scope_correction("here"), "a correction that you like is still one"
-    assert session.me.state.newest(second).origin == "annotated"
-    session.react("better", "In short: leaves.", first)
-    assert session.undo().endswith("“What is tea?”; your earlier correction applies again")
-    assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "its earlier correction is back"
-    line = (
-        "taken back: “All replies” for “What is tea?”. Applies to this subject only: your correction of “What is tea?”"
-    )
-    assert session.undo() == line
-    assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "the line named it"
-    session.forget(ids=[first])
-    assert PROMPTS[1] in session.scoping.scope_correction("everywhere")
-    session.react("down", "", second)
-    with pytest.raises(InputError, match="no reply was corrected yet"):
-        session.scoping.scope_correction("here")
-    for kind, text in (("up", ""), ("better", "In short: Ada.")):
-        assert session.react(kind, text, second).kind == kind
-        assert session.me.state.newest(second).origin == "annotated", "your own text is no approval"
-        session.react("down", "", second)
-
-
-def test_an_answered_question_never_comes_back(model):
-    session = open_chat(model)
-    session.me.buffer.policy.decide_question = lambda view, candidate, left: (True, "always")
-
-    def score():
-        session.work.score()
-        session.work.collect(waits=True)
-
-    say(session, "Hello")
-    score()
-    session.react("up", id=session.question.id)
-    session.instruct("Be brief.")
-    for _ in range(2):  # the instruction, the answer
-        session.undo()
-        score()
-        assert session.question is None and session.me.cost.requests == 1
-    assert session.me.state.pending == [] and len(session.me.buffer) == 1
 
 
 SAID = (  # a message, the correction of its reply, and whether both may leave the computer
@@ -651,60 +514,6 @@ def test_the_source_line_names_a_statement_that_a_newer_one_seems_to_update(mode
     assert [one.text for one in session.recalled.statements] == ["I take metformin.", "I take ramipril."]
 
 
-def test_a_correction_without_the_form_is_told_as_such(model):
-    session = open_chat(model)
-    ids = teach(session, *PROMPTS[:3])
-    session.open_talk()
-    say(session, "What is cocoa?")
-    id = session.turns[0].id
-    replies = session.me.state.replies
-    replies[id] = replies[id]._replace(reads=tuple(ids))
-    session.me.archive.dialogues[id] = replace(session.turns[0], response="In short: cocoa.")
-    stored = session.react("better", "Cocoa.")
-    line = session.describe_reaction(stored)
-    assert line == "Counts against your corrections, since you took their form out: “What is cocoa?”"
-
-
-def test_a_reply_that_is_liked_belongs_where_the_corrections_that_it_used_belong(model):
-    session = open_chat(model)
-    ids = teach(session, *PROMPTS)
-    for id in ids:
-        session.scoping.scope_correction("here", id)
-    session.open_talk()
-    say(session, "Who is Grace?")
-    id = session.turns[0].id
-    replies = session.me.state.replies
-    replies[id] = replies[id]._replace(reads=tuple(ids))
-    session.react("up")
-    evidence = get_evidence(session.me.state)
-    assert len(evidence.here) == 4 and not evidence.answers
-    session.me.state.scopes[ids[0]] = "everywhere"
-    assert [d.prompt for d in get_evidence(session.me.state).answers] == ["Who is Grace?"], "of two places, none"
-
-
-def test_a_correction_takes_the_scope_of_the_corrections_that_its_reply_used(model):
-    session = open_chat(model)
-    ids = teach(session, *PROMPTS)
-    for id in ids:
-        session.scoping.scope_correction("everywhere", id)
-    for prompt, scope, text in (
-        ("Who is Grace?", None, "Sure: a pioneer."),
-        ("Who is Alan?", "", "Sure: a pioneer."),
-        ("Who is Kurt?", None, "Yes."),
-    ):
-        session.open_talk()
-        say(session, prompt)
-        id = session.turns[0].id
-        replies = session.me.state.replies
-        replies[id] = replies[id]._replace(reads=tuple(ids))
-        session.me.archive.dialogues[id] = replace(session.turns[0], response="In short: yes.")
-        session.react("better", text, id, scope)
-    evidence = get_evidence(session.me.state)
-    assert [d.prompt for d in evidence.everywhere] == [*PROMPTS, "Who is Grace?"]
-    assert [d.prompt for d in evidence.answers] == ["Who is Alan?"], "the person said: automatic"
-    assert [d.prompt for d in evidence.plain] == ["Who is Kurt?"], "the form was taken out"
-
-
 def test_a_failed_reply_leaves_the_source_of_the_one_before(model, monkeypatch):
     session = open_chat(model)
     say(session, "What is a lake?")
@@ -769,18 +578,3 @@ def test_nothing_is_acknowledged_in_a_folder_that_is_gone(model, tmp_path):
     (tmp_path / "moved").rename(tmp_path / "me")
     assert session.react("better", "Leaves.").kind == "better"
     session.close()
-
-
-def test_the_line_after_a_correction_says_where_the_gate_applies_it(model, monkeypatch):
-    monkeypatch.setenv("PERSONAL_LLM_ENCODER", "use-multilingual-v3")
-    session = open_chat(model)
-    names = []
-    for prompt in ("How do I make pancakes?", "Write to my landlord."):
-        session.open_talk()
-        say(session, prompt)
-        id = session.me.state.root(session.turns[0])
-        session.react("better", "In short: yes.", id=id)
-        names += describe_scopes(session.memory, session.state, [id]).list_names()[1:]
-    session.scoping.scope_correction("here")
-    names += describe_scopes(session.memory, session.state, [id]).list_names()[1:]
-    assert names == ["applies_auto", "applies_widely", "applies_here"]

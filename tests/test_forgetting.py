@@ -84,41 +84,6 @@ def test_the_dog_goes_and_the_allergy_stays(tmp_path):
     assert b"biscuit" not in read_bytes(tmp_path)
 
 
-def test_a_reply_that_read_only_a_message_stays_when_the_reply_to_it_goes():
-    talks = Talks()
-    talks.say("dog", "I have a dog, Biscuit.", "Lovely!")
-    talks.say("walk", "I live in Porto. Where can we walk?", "With Biscuit along the river.", turns=["dog"])
-    talks.say("city", "What can I see here?", "The bridge of Porto.", statements=["walk"], talk="tuesday")
-    plan = talks.plan(ids=["dog"])
-    assert plan.replies == ("walk",), "the message about Porto stays, and so does the reply that read it"
-
-
-def test_every_adapter_from_the_first_that_learned_it_goes(tmp_path):
-    talks = Talks(tmp_path)
-    for id in "abc":
-        talks.say(id, f"Question {id}?", "An answer.", talk=id)
-        talks.correct(id, f"Better {id}.")
-    talks.tune(0, "a")
-    talks.tune(1, "a", "b")
-    talks.tune(2, "b", "c")
-    plan = talks.plan(ids=["b"])
-    assert plan.adapters == ("adapters/001", "adapters/002")
-    state = forget_dialogues(talks.state, plan)
-    assert [one.adapter for one in state.rounds] == ["adapters/000"]
-    assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["000"]
-    assert open_state(state.archive).rounds == state.rounds
-
-
-def test_another_fine_tune_in_the_folder_of_an_undone_one_stays():
-    talks = Talks()
-    for id in "ab":
-        talks.say(id, f"Question {id}?", "An answer.", talk=id)
-    talks.tune(0, "a")
-    talks.state.record("undone")
-    talks.tune(0, "b")
-    assert talks.plan(ids=["a"]).adapters == () and len(talks.plan(ids=["b"]).adapters) == 1
-
-
 def test_what_a_forgotten_adapter_learned_waits_to_be_learned_again():
     talks = Talks(policy="answers-first")
     for id in "ab":
@@ -217,16 +182,6 @@ def test_the_list_says_why_a_reply_goes_and_which_corrections_go():
         "reply to “Where does it sleep?”, because it used a correction on this list; your message stays",
         "reply to “How old is it?”, because it used what you said in a dialogue on this list; your message stays",
     )
-
-
-def test_an_emptied_reply_whose_place_another_try_took_stays_out_of_the_talk():
-    talks = Talks()
-    talks.say("dog", "I have a dog, Biscuit.", "Lovely!", talk="sunday")
-    for id in "ab":
-        talks.say(id, "What is my dog called?", "Biscuit.", statements=["dog"])
-    talks.state.record("replaced", "a", by="b")
-    state = talks.forget(ids=["dog"])
-    assert state.replaced == dict(a="b") and [d.id for d in state.list_turns("monday")] == ["b"]
 
 
 def test_an_instruction_goes_by_its_words_with_its_earlier_texts():
@@ -381,33 +336,6 @@ def test_no_text_of_a_reply_that_read_it_is_left(tmp_path_factory, data):
 
 
 # what was read is the version that was read
-
-
-def test_a_reply_that_read_words_of_the_model_goes_also_if_they_were_corrected_later(tmp_path):
-    talks = Talks(tmp_path)
-    talks.say("sister", "My sister is called Zora.", "Nice.")
-    talks.say("walk", "Whom can I walk with?", "With Zora.", turns=["sister"])
-    talks.say("early", "And tomorrow?", "With Zora, too.", turns=["walk"])
-    talks.correct("walk", "With my friend.")
-    talks.say("late", "And on Sunday?", "With your friend.", turns=["walk"], talk="tuesday")
-    talks.correct("walk", kind="up")
-    plan = talks.plan(ids=["sister"])
-    assert (plan.dialogues, plan.replies) == (("sister",), ("walk", "early"))
-    state = forget_dialogues(talks.state, plan)
-    assert state.newest("walk").response == "With my friend.", "an approved correction is the person's own"
-    assert state.archive.dialogues["late"].response == "With your friend."
-    state.archive.close()
-    assert b"zora" not in read_bytes(tmp_path)
-
-
-def test_a_correction_that_was_taken_back_protects_no_reply_after_it():
-    talks = Talks()
-    talks.say("sister", "My sister is called Zora.", "Nice.")
-    talks.say("walk", "Whom can I walk with?", "With Zora.", turns=["sister"])
-    talks.correct("walk", "With my friend.")
-    talks.state.record("taken_back", events=[talks.state.acts[-1].number])
-    talks.say("late", "And on Sunday?", "With Zora, too.", turns=["walk"], talk="tuesday")
-    assert talks.plan(ids=["sister"]).replies == ("walk", "late")
 
 
 @pytest.mark.parametrize(

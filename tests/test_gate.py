@@ -1,7 +1,5 @@
 "The gate: what counts as evidence, how far corrections reach, and that a closed loop doesn't feed itself."
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,24 +11,16 @@ from personal_llm.data.reading import load_replay, load_samples
 from personal_llm.memory import gate
 from personal_llm.memory.gate import (
     CHANCE,
-    MEAN_WEIGHT,
-    MOST_ALONE,
-    NEWEST,
-    NUM_OPPOSING,
-    REACH,
     Evidence,
     Gate,
     General,
 )
 from personal_llm.memory.gate import (
     Points,
-    Verdict,
     belongs,
     embed_prompts,
     find_foreign,
     judge,
-    measure_reach,
-    measure_spread,
 )
 
 
@@ -58,92 +48,9 @@ def said(*angles, time=0.0):
     return tuple(Dialogue(f"{angle} words", "In short: yes.", time=time + i) for i, angle in enumerate(angles))
 
 
-similarities = st.lists(st.floats(-1, 1), min_size=1, max_size=9).map(np.array)
-
-
-@given(similarities, similarities, st.floats(-3, 3), st.floats(0.5, 2))
-def test_the_comparison_needs_no_scale_and_no_order(supporting, opposing, shift, scale):
-    sides = (supporting, opposing)
-    near, far = ((1 - MEAN_WEIGHT) * max(side) + MEAN_WEIGHT * sum(side) / len(side) for side in sides)
-    if abs(near - far) > 1e-6:
-        decided = belongs(supporting, [opposing])
-        assert decided == (near > far)
-        assert decided == belongs(scale * supporting + shift, [scale * opposing + shift])
-        assert decided == belongs(supporting[::-1], [np.sort(opposing)])
-
-
-@given(st.lists(st.integers(0, 90), min_size=2, max_size=8))
-def test_the_reach_is_a_share_of_the_mean_distance_to_the_nearest_other(degrees):
-    rows = np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1)
-    cosines = np.cos(np.radians(np.subtract.outer(degrees, degrees))) - 2 * np.eye(len(degrees))
-    nearest = cosines.max(axis=1)
-    assert abs(measure_reach(rows) - REACH * sum(nearest) / len(nearest)) < 1e-6
-    assert measure_reach(rows[:1]) == measure_reach(rows[:0]) == -np.inf
-
-
-def test_corrections_reach_as_far_as_they_are_from_each_other(vectors):
-    assert ask(Evidence(said(0)), "170 q", vectors).is_open, "a single one has no distance"
-    near = Evidence(said(0, 5, 10))
-    assert ask(near, "40 q", vectors).is_open and not ask(near, "70 q", vectors).is_open
-    far = Evidence(said(0, 70, 140))
-    assert ask(far, "70 q", vectors).is_open and ask(far, "200 q", vectors).is_open
-
-
-def test_what_was_left_alone_and_what_was_taken_out_oppose(vectors):
-    for field in ("left_alone", "plain"):
-        evidence = Evidence(said(0, 20), **{field: said(60, time=5.0)})
-        verdict = ask(evidence, "25 q", vectors)
-        assert verdict.is_open and verdict.answers == evidence.answers and "20 words" in verdict.reason
-        closed = ask(evidence, "55 q", vectors)
-        assert closed == Verdict((), False, closed.reasons) and "60 words" in closed.reason
-    assert ask(Evidence(left_alone=said(60)), "60 q", vectors) == Verdict()
-
-
 def place(*degrees):
     angles = np.radians(degrees)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def make_gate(taught, opposing=(), general=(), is_narrow=False):
-    "Return a gate; taught and opposing: angle -> time."
-    sides = [Points(place(*side), np.array([*side.values()], float)) for side in (taught, dict(opposing))]
-    return Gate(*sides, General(place(*general)), is_narrow)
-
-
-def test_a_newer_correction_overrides_what_was_let_pass_within_its_reach():
-    earlier, later = ({angle: time for angle in (20, 86)} for time in (1.0, 9.0))
-    before = make_gate({0: 5.0, 30: 6.0}, earlier)
-    assert before.is_overridden.tolist() == [True, False] and before.opens(place(20, 80)).tolist() == [True, False]
-    assert not make_gate({0: 5.0, 30: 6.0}, later).is_overridden.any()
-    assert not make_gate({0: 5.0, 30: 6.0}, {20: 6.0}).is_overridden.any(), "in the same second"
-    assert not make_gate({0: 0.0, 30: 6.0}, {14: 1.0}).is_overridden.any(), "its nearest correction is the older one"
-    assert make_gate({0: 0.0, 30: 6.0}, {16: 1.0}).is_overridden.all()
-    assert not make_gate({0: 5.0, 30: 6.0}, {20: 1.0}, [21]).is_overridden.any(), "nearer to general"
-
-
-def test_the_reason_names_what_a_correction_overrode_and_what_it_did_not(vectors):
-    evidence = Evidence(said(0, 20, time=5.0), left_alone=said(20, 10))
-    assert ask(evidence, "20 words", vectors).reason.endswith("newer than “20 words”, which you had left as it was")
-    assert ask(evidence, "1 q", vectors).reason == "similar to “0 words”, which you corrected", "it would apply anyway"
-    taken_out = replace(evidence, left_alone=(), plain=said(20))
-    assert not ask(taken_out, "20 words", vectors).is_open, "what was taken out on purpose stays"
-
-
-def test_general_prompts_oppose_however_many_replies_were_left_alone():
-    general = [*range(90, 90 + 2 * NUM_OPPOSING)]
-    for alone in (0, 1, NUM_OPPOSING):
-        since = {angle / 10: 9.0 for angle in range(-1800, -1800 + alone)}
-        assert len(make_gate({0: 5.0, 0.5: 6.0}, since, general).general) == NUM_OPPOSING
-    alone = make_gate({0: 5.0}, general=[60] * NUM_OPPOSING)
-    assert alone.opens(place(29, 31)).tolist() == [True, False], "a single correction has general prompts against it"
-
-
-def test_corrections_have_a_subject_once_many_replies_were_left_alone():
-    general = range(0, 180, 2)
-    since, before = ({angle: time for angle in range(90, 90 + 2 * MOST_ALONE)} for time in (9.0, 1.0))
-    assert make_gate({0: 5.0, 40: 6.0}, since, general).is_scattered
-    assert make_gate({0: 5.0, 40: 6.0}, before | {179: 2.0}, general).is_scattered, "before the first correction"
-    assert not make_gate({0: 5.0, 40: 6.0}, since | {179: 9.0}, general).is_scattered
 
 
 def test_corrections_no_closer_than_chance_are_about_no_subject(vectors):
@@ -163,14 +70,6 @@ def test_corrections_no_closer_than_chance_are_about_no_subject(vectors):
 
 def gate_sides(*angles):
     return Points(place(*angles), np.arange(float(len(angles)))), Points(place(), np.zeros(0))
-
-
-def test_the_newest_corrections_tell_how_far_all_of_them_reach():
-    rows = np.concatenate([place(*[0.0] * NEWEST), place(*[0.0, 60.0] * (NEWEST // 4)), place(*[0.0] * (NEWEST // 2))])
-    assert measure_reach(rows) == measure_reach(rows[-NEWEST:]) == pytest.approx(REACH)
-    scattered = np.concatenate([rows, place(*np.linspace(0, 170, NEWEST))])
-    assert measure_reach(scattered) == pytest.approx(REACH * np.cos(np.radians(170 / (NEWEST - 1))))
-    assert measure_spread(place(0, 20, 60)) == pytest.approx((2 * np.cos(np.radians(20)) + np.cos(np.radians(40))) / 3)
 
 
 @given(st.integers(1, 4), st.integers(0, 4), st.integers(1, 5), st.integers(0, 99))
@@ -212,57 +111,6 @@ def test_what_does_not_fit_is_refused_in_one_line(call, problem):
     assert "\n" not in str(raised.value)
 
 
-def test_the_persons_word_wins(vectors):
-    alone = said(90)
-    everywhere = Evidence(everywhere=said(0), left_alone=alone)
-    assert ask(everywhere, "90 q", vectors).answers == everywhere.everywhere
-    assert (
-        ask(everywhere, "90 q", vectors).is_open and ask(everywhere, "90 q", vectors).reason == "you said: all replies"
-    )
-    both = Evidence(said(0, 20), everywhere=said(180), left_alone=alone)
-    assert ask(both, "90 q", vectors).answers == both.everywhere
-    assert not ask(both, "90 q", vectors).is_open, "the adapter learned the others, too"
-    assert {*ask(both, "0 q", vectors).answers} == {*both.everywhere, *both.answers}
-    here = Evidence(here=said(0))
-    assert ask(here, "80 q", vectors).is_open, "nothing opposes it"
-    general = General(vectors.embed(["85 general"]))
-    assert not ask(here, "80 q", vectors, general).is_open and ask(here, "10 q", vectors, general).is_open
-    mixed = Evidence(said(80), here=said(0))
-    assert ask(mixed, "80 q", vectors, general).answers == mixed.answers, "each group for itself"
-
-
-def test_corrections_of_all_scopes_are_in_the_order_of_time(vectors):
-    "Of two that are near, a reply follows the newer one, wherever the person said that they belong."
-    evidence = Evidence(said(0, 10, time=2.0), here=said(5, time=1.0), everywhere=said(180, time=2.5))
-    verdict = ask(evidence, "4 q", vectors)
-    assert [d.time for d in verdict.answers] == [1.0, 2.0, 2.5, 3.0]
-    assert np.argmax(verdict.similarities) == 0, "each with its own similarity"
-
-
-def test_here_too_supports_and_is_no_example(vectors):
-    evidence = Evidence(answers=said(0, 10, time=5.0), left_alone=said(60, 62))
-    assert not ask(evidence, "61 prompt", vectors).is_open
-    wanted = Evidence(answers=evidence.answers, wanted=tuple(replace(d, origin="model") for d in said(60)))
-    verdict = ask(wanted, "61 prompt", vectors)
-    assert verdict.answers == evidence.answers and verdict.is_open
-    assert verdict.reason == "similar to “60 words”, where you wanted them, too"
-    assert ask(wanted, "1 prompt", vectors).reason == "similar to “0 words”, which you corrected"
-    assert not ask(Evidence(wanted=wanted.wanted), "61 prompt", vectors).is_open, "nothing was taught"
-    assert not ask(replace(wanted, plain=said(61)), "61 prompt", vectors).is_open, "a nearer prompt said: not here"
-
-
-def test_parts_with_reasons_of_their_own_are_named(vectors):
-    evidence = Evidence(said(0, 5), here=said(170), everywhere=said(90), left_alone=said(60))
-    general = General(vectors.embed(["85 general"]))
-    open_, closed = (ask(evidence, prompt, vectors, general) for prompt in ("4 q", "58 q"))
-    assert open_.reason.splitlines() == [
-        "1 correction applies: you said: all replies",
-        "2 corrections apply: similar to “5 words”, which you corrected",
-        "1 correction doesn't apply: more similar to “60 words”, which you left as it was",
-    ]
-    assert "2 corrections don't apply" in closed.reason and not closed.is_open and len(closed.answers) == 1
-
-
 def tell(*prompts, time=0.0, response="(a reply)"):
     return tuple(Dialogue(prompt, response, time=time + i) for i, prompt in enumerate(prompts))
 
@@ -279,12 +127,6 @@ def test_corrections_stay_in_the_language_of_their_prompts_unless_you_say_all_re
     assert ask(Evidence(tell("Hamlet?")), prompts[1], vectors).is_open, "a prompt may show no language"
     both = (*german, *tell("What is the capital of Spain?", time=9.0))
     assert [d.prompt for d in ask(Evidence(both), prompts[1], vectors).answers] == ["What is the capital of Spain?"]
-
-
-def test_the_reason_says_whether_the_nearest_reply_was_corrected_or_liked(vectors):
-    liked = [replace(d, origin="approved") for d in said(0, 5)]
-    assert ask(Evidence(tuple(liked)), "1 q", vectors).reason == "similar to “0 words”, whose reply you liked"
-    assert ask(Evidence(said(0, 5)), "1 q", vectors).reason == "similar to “0 words”, which you corrected"
 
 
 def test_the_language_of_a_prompt_is_found_once(vectors, monkeypatch):

@@ -329,9 +329,9 @@ def test_arabic_and_hebrew_run_from_right_to_left(page):
     assert page.script(looks % "#line") == ["rtl"]
 
 
-COVERED = """[...document.querySelectorAll('button, input, select, textarea')].filter((one) => {
+COVERED = """[...document.querySelectorAll('header, section')].filter((one) => {
   const place = one.getBoundingClientRect(), note = document.querySelector('#note').getBoundingClientRect();
-  return one.checkVisibility() && !one.closest('#note') && place.top < note.bottom && place.bottom > note.top;
+  return one.checkVisibility() && place.top < note.bottom && place.bottom > note.top;
 }).length"""
 
 
@@ -354,11 +354,15 @@ def test_a_note_covers_and_moves_nothing_and_is_closed_and_called_back(page, wid
     page.find("#line").click()
     page.until(lambda: not page.find("#note").is_displayed())  # by itself, once nobody is at it
     page.press("What I know about you")
+    page.until(lambda: page.find("#always").is_displayed())
     page.script("document.querySelector('#known').scrollTop = 40")
     field = page.script(place % "#always")
+    for label in ("Undo …", "Close") * (width < 1000):  # there it scrolls
+        page.press(label)
+        page.until(lambda: abs(page.script(place % "#always") - field) < 2)  # what is read stays where it is
     page.find("#always").send_keys("In rhyme.", Keys.ENTER)
     page.until(lambda: "all replies" in page.find("#said").text)
-    assert page.script(COVERED) == 0 and abs(page.script(place % "#always") - field) < 80, "a new line, no note"
+    assert page.script(COVERED) == 0
     page.press("Undo …")
     page.press("Undo: your instruction “In rhyme.”")
     page.until(lambda: "Taken back" in page.find("#note").text)

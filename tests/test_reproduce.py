@@ -116,7 +116,7 @@ def test_conversations_are_held_out_whole():
     assert hold_out(rows, 6, seed=1)[1] != tests
 
 
-def mean_arrival(buffer):
+def mean_arrival(buffer, person):
     return buffer.view.arrival.mean()
 
 
@@ -130,7 +130,7 @@ class Counting(Shortest):
 
 def test_no_person_sees_what_a_policy_remembers_of_another():
     reasons = []
-    measure = lambda buffer: len(reasons.append(buffer.log[-1].reason) or reasons)
+    measure = lambda buffer, person: len(reasons.append(buffer.log[-1].reason) or reasons)
     compare_policies([Counting()], dict(ana=make_candidates(12), bo=make_candidates(12)), measure, capacity=4)
     assert reasons == ["turn 8", "turn 8"]
 
@@ -140,9 +140,9 @@ def test_no_person_sees_what_a_policy_remembers_of_another():
     [
         ([], mean_arrival, "no method to compare"),
         ([Shortest(), Shortest], mean_arrival, "two methods are named Shortest"),
-        (["fifo"], lambda buffer: np.nan, "what measure returns for fifo and ana is nan"),
-        (["fifo"], lambda buffer: None, "what measure returns for fifo and ana is None"),
-        (["fifo"], lambda buffer: buffer.loss, "measure raised AttributeError"),
+        (["fifo"], lambda buffer, person: np.nan, "what measure returns for fifo and ana is nan"),
+        (["fifo"], lambda buffer, person: None, "what measure returns for fifo and ana is None"),
+        (["fifo"], lambda buffer, person: buffer.loss, "measure raised AttributeError"),
     ],
 )
 def test_a_comparison_that_cannot_be_made_is_one_line(policies, measure, problem):

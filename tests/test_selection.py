@@ -14,8 +14,7 @@ from personal_llm.extras.space import select_by_style, sort_by_distance
 from personal_llm.selection.gradient_match import compute_slopes, get_linear_layer
 from personal_llm.selection.library import Library
 from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, Ranking, SelectionRequest
-from personal_llm.selection import selection
-from personal_llm.selection.selection import SELECTORS, select, select_by_loss, select_by_match
+from personal_llm.selection.selection import SELECTORS, select, select_by_loss
 from tiny import ARCHITECTURES, random_adapter, shared
 from ways import LOUD, spoken
 
@@ -62,45 +61,6 @@ def test_slopes_are_finite_differences(architecture, tmp_path):
 
 
 # ---- match
-
-
-def request_of(monkeypatch, losses, slopes, dialogues=12):
-    "A request whose losses and slopes stand in tables."
-
-    class Known(PLLMLosses):
-        def __init__(self):
-            self.model, self.dialogues, self.num_dialogues = None, [], dialogues
-
-        def dialogue_losses(self, name, count=None):
-            return np.full(count or dialogues, losses[name]) + np.arange(count or dialogues) * 1e-6
-
-    monkeypatch.setattr(selection, "compute_slopes", lambda model, dialogues, adapters: dict(slopes))
-    library = {name: SimpleNamespace(adapter=name) for name in slopes}
-    return SelectionRequest(library, None, Known())
-
-
-def test_match_takes_the_lowest_loss_of_the_steepest(monkeypatch):
-    losses = {BASE_NAME: 3.0, "plain": 2.5, "a": 2.0, "b": 1.9, "c": 1.0}
-    slopes = dict(plain=-9.0, a=-3.0, b=-2.0, c=-1.0)
-    got = select_by_match(request_of(monkeypatch, losses, slopes), num_raced=2)
-    assert got.best == got.start == "b" and got.names == ("b", "a", "c") and "c" not in got.losses
-    assert got.losses[BASE_NAME] == pytest.approx(3.0, abs=1e-4) and "plain" in got.losses and got.best is not None
-
-
-@pytest.mark.parametrize(
-    "losses, start",
-    [({BASE_NAME: 3.0, "plain": 2.0, "a": 1.995}, "plain"), ({BASE_NAME: 1.9, "plain": 2.0, "a": 1.895}, None)],
-)
-def test_match_abstains_without_a_certain_gain(monkeypatch, losses, start):
-    got = select_by_match(request_of(monkeypatch, losses, dict(plain=-1.0, a=-2.0)))
-    assert got.best is None and got.start == start and "no near pLLM" in got.reason and got.names == ("a",)
-
-
-def test_without_a_plain_pllm_the_gain_must_be_larger(monkeypatch):
-    for loss, best in ((2.94, None), (2.80, "a")):
-        assert select_by_match(request_of(monkeypatch, {BASE_NAME: 3.0, "a": loss}, dict(a=-1.0))).best == best
-    only_plain = select_by_match(request_of(monkeypatch, {BASE_NAME: 3.0, "plain": 2.0}, dict(plain=-1.0)))
-    assert only_plain.best is None and only_plain.start == "plain" and only_plain.names == ()
 
 
 # ---- select

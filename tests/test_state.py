@@ -6,18 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from candidates import ROUND
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.memory.feedback import SCOPES, Scope
 from personal_llm.memory.gate import Evidence
 from personal_llm.buffer.scoring import Scores
-from personal_llm.device.archive import ARCHIVE_FILE, Archive, count_bytes, delete_dialogues
+from personal_llm.device.archive import ARCHIVE_FILE, Archive, count_bytes
 from personal_llm.device.forgetting import trim
-from personal_llm.device.state import FILE, State, count_questions, decide, open_state, scores_to_dict
-from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_habits, list_unlearned
+from personal_llm.device.state import State, count_questions, decide, open_state, scores_to_dict
+from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_unlearned
 
 
 def make_scores(rng, model="base"):
@@ -124,16 +122,6 @@ def test_a_turn_written_anew_is_the_newest_live_and_after_opening():
         assert one.pending == ["0", "2", "1"]
 
 
-def test_another_fine_tune_in_the_folder_of_an_undone_one_has_not_learned_its_answers():
-    state = open_new("fifo")
-    tell(state, 0, id="0")
-    state.record("tuned", **ROUND | dict(adapter="a0"))
-    state.record("learned", "0", is_answer=True)
-    state.record("undone")
-    state.record("tuned", **ROUND | dict(adapter="a0"))
-    assert not state.rounds[0].is_taught and not open_state(state.archive).rounds[0].is_taught
-
-
 @pytest.mark.parametrize("is_undone", [False, True])
 def test_an_answer_that_another_base_learned_is_not_learned_by_this_one(is_undone):
     state = open_new("answers-first")
@@ -159,15 +147,6 @@ def test_an_answer_that_changed_while_it_was_learned_is_not_learned():
     state.record("tuned", **ROUND)
     state.record("learned", "0", is_old=True)
     assert list_unlearned(state) == ["0"] == list_unlearned(open_state(state.archive))
-
-
-def test_a_reply_that_used_what_was_trimmed_stays_without_a_say():
-    state = open_new("fifo")
-    for number in range(2):
-        tell(state, number, id=f"{number}", talk=f"talk {number}")
-    tell(state, 2, "talk 2", id="2", reads=["0"])
-    delete_dialogues(state.archive, ["0"])
-    assert [d.id for d in get_evidence(open_state(state.archive)).left_alone] == ["1"]
 
 
 def test_an_undone_answer_waits_for_a_new_one_and_the_status_counts_it():
@@ -223,32 +202,6 @@ def test_what_was_spent_is_added_up_and_a_deletion_keeps_the_sum():
     assert trim(state, 0).cost.seconds == 3.0 and not state.archive.dialogues
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["better", "up", "down", "scope", "always"]), st.integers(0, 3)), max_size=9))
-def test_an_act_that_is_taken_back_leaves_no_trace_in_what_counts(acts):
-    state = open_new("fifo")
-    for number in range(4):
-        tell(state, number, id=f"{number}", talk=f"talk {number}")
-
-    def look():
-        return str([get_evidence(state), state.instructions, state.scopes, list_unlearned(state)])
-
-    before = []
-    for time, (kind, number) in enumerate(acts):
-        before.append(look())
-        if kind == "always":
-            state.record("instructed", number=1, text=f"Version {time}.", time=float(time))
-        elif kind == "scope":
-            state.record("scoped", f"{number}", scope=["", "here", "everywhere"][time % 3])
-        else:
-            text = f"Better {time}." if kind == "better" else ""
-            state.record("reacted", f"{number}", kind=kind, text=text, asked=False, time=10.0 + time)
-    while state.acts:
-        state.record("taken_back", events=[state.acts[-1].number])
-        assert look() == before.pop()
-        assert str(get_evidence(open_state(state.archive))) == str(get_evidence(state))
-
-
 def test_a_new_scope_is_one_row(monkeypatch):
     monkeypatch.setitem(SCOPES, "nowhere", Scope(group=""))
     state = open_new("fifo")
@@ -301,65 +254,11 @@ def test_the_sums_of_an_earlier_version_are_read_and_added_to():
         assert (one.cost.seconds, one.cost.tokens, one.cost.requests) == (3.5, 5, 2)
 
 
-def test_the_fine_tune_in_use_is_that_of_the_present_base():
-    state = open_new("fifo")
-    state.record("tuned", **ROUND | dict(adapter="adapters/000"))
-    assert state.find_last_round().adapter == "adapters/000" and describe_state(state)["finetunes"] == 1
-    header = state.buffer.header()
-    state.record("configured", base="other", model="n", settings={}, buffer=header)
-    assert state.find_last_round() is None
-    assert describe_state(state)["finetunes"] == 0 and describe_state(state)["last"] is None
-    state.record("tuned", **ROUND | dict(adapter="adapters/001"))
-    state.record("configured", base="base", model="m", settings={}, buffer=header)
-    assert state.find_last_round().adapter == "adapters/000"
-
-
-FIVE = [("0",), ("1", ["0"]), ("2",), ("3", ["0"]), ("4",)]  # ids, and what their replies used
-
-
-@pytest.mark.parametrize(
-    "said, reactions, expected",
-    [
-        ([("0",)], [], dict(left_alone="0")),
-        (FIVE, ["0 better", "3 up", "4 up"], dict(answers="03", left_alone="2")),  # 1 used one, and 4 was plain
-        (FIVE, ["0 better", "3 up", "4 up", "0 down", "3 down"], dict(answers="4", left_alone="2")),
-        (FIVE[::2], ["0 plain", "0 better"], dict(answers="0", left_alone="24")),  # the newer correction has the form
-        (FIVE[::2], ["0 replaced"], dict(left_alone="24")),  # another try took its place
-        (FIVE[::2], ["0 better", "2 plain", "0 up", "2 up"], dict(answers="0", plain="2", left_alone="4")),
-        ([("0",), ("1", [], ["0"])], [], dict(left_alone="01")),
-        ([("0",), ("1", [], ["0"])], ["0 up"], dict(answers="0")),  # 1 has read an approved reply
-        ([("0",), ("1", [], ["0"])], ["0 up", "0 down"], dict(left_alone="1")),
-        ([("0", [], [], dict(talk=FILE))], [], {}),  # a model wrote it, and nobody was there to leave it alone
-        ([("0", [], [], dict(is_tuned=True)), ("1", [], [], dict(is_silent=True))], [], {}),
-    ],
-)
-def test_only_acts_and_plain_replies_left_alone_are_evidence(said, reactions, expected):
-    state = open_new("fifo")
-    for id, reads, turns, used in (row + ([], [], {})[len(row) - 1 :] for row in said):
-        tell(state, int(id), **dict(talk=f"talk {id}") | used, turns=turns, id=id, reads=reads)
-    for time, (id, kind) in enumerate(map(str.split, reactions)):
-        if kind == "replaced":
-            state.record(kind, id, by="4")
-            continue
-        react(state, id, kind.replace("plain", "better"), time=9.0 + time, is_plain=kind == "plain")
-    for one in (state, open_state(state.archive)):
-        groups = vars(get_evidence(one)).items()
-        assert {name: "".join(map(one.root, group)) for name, group in groups if group} == expected
-
-
 def test_a_text_of_the_persons_own_is_no_reply_that_was_left_alone():
     state = open_new("fifo")
     state.archive.add(Dialogue("Question?", "Mine.", id="0", origin="user"), "monday")
     state.record("said", "0", reads=[], statements=[])
     assert get_evidence(state) == Evidence()
-
-
-def test_a_correction_back_to_a_plain_reply_does_not_count_on_the_card():
-    state = open_new("fifo")
-    for number in range(4):
-        tell(state, number, id=f"{number}", talk=f"talk {number}")
-        react(state, f"{number}", text=f"In short: {number} is right.", is_plain=number == 3)
-    assert {(row.count, row.num_answers) for row in list_habits(state)} == {(3, 3)}
 
 
 def test_each_fine_tune_allows_as_many_questions_as_there_are_bins():

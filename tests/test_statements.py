@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue
-from personal_llm.base.encoder import VectorStore, encode, load_encoder
+from personal_llm.base.encoder import encode, load_encoder
 from personal_llm.data.reading import load_replay
 from personal_llm.memory.gate import General
-from personal_llm.memory.retrieval import MAX_TOKENS, MemoryConfig, add_memories, choose_statements, find_updates
+from personal_llm.memory.retrieval import MemoryConfig, add_memories, choose_statements, find_updates
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import Archive
 from personal_llm.device.recall import Memory, load_general
@@ -160,38 +160,6 @@ def test_forgotten_statements_do_not_stay_in_memory_and_others_are_not_read_agai
     assert memory.list_statements(state)[0] is kept
 
 
-def test_the_nearest_are_read_the_newest_last_and_of_near_copies_only_the_newest():
-    vectors = VectorStore(Angles())
-    said = [
-        Statement("My house has the number 80.", 1.0),
-        Statement("My flat is near the lake in 10.", 2.0),
-        Statement("I have a dog since 20.", 3.0),
-        Statement("My flat is near the lake in 10!", 4.0),
-    ]
-    assert choose(said, "Where do I live?", vectors)[0] == [said[0], said[2], said[3]]
-    assert choose(said, "Where do I live?", vectors, statements=1)[0] == [said[3]]
-    assert (
-        choose(said, "Where do I live?", vectors, statements=0)
-        == choose(said, "Is barley a grain?", vectors)
-        == ([], [])
-    )
-
-
-def test_a_newer_statement_replaces_an_older_one_only_if_it_says_that_something_changed():
-    make = lambda text, time, kind="lasting": Statement(text, time, str(time), kind)
-    ask = lambda *said: choose([*said], "What do I have?", VectorStore(Angles()))
-    house, dog = make("We have a house in 50.", 1.0, "home"), make("We have a dog since 170.", 2.0)
-    moved = make("We moved, the new house has 64.", 3.0, "change")
-    assert ask(house, dog, moved) == ([dog, moved], [house]), "a change of what is nearest to it"
-    assert ask(house, dog, make("We have a tent in 64.", 3.0))[1] == [], "nothing says that anything changed"
-    near = make("We run a shop in 61.", 2.5, "work")
-    assert ask(house, near, moved) == ([house, moved], [near])
-    assert ask(house, near, make("We moved to 10.", 3.0, "change"))[1] == [], "the older one is nearer to another"
-    homes = [make(f"I live in {place}.", float(i), "home") for i, place in enumerate((10, 90, 170))]
-    assert ask(*homes, dog) == ([homes[2], dog], homes[:2]), "one home at a time"
-    assert ask(make("I work in 10.", 0.0, "work"), *homes[1:2]) == ([make("I work in 10.", 0.0, "work"), homes[1]], [])
-
-
 @pytest.mark.parametrize("older, newer, expected", TEXTS["replaced by a change"])
 def test_a_change_replaces_what_it_is_surely_about_and_nothing_that_still_holds(older, newer, expected):
     messages = ["My brother is called Paul.", "I have a blue bike.", older, newer]
@@ -223,23 +191,6 @@ def test_what_security_names_as_missed_is_missed_and_the_rest_is_found():
         TEXTS["private, not recognised"]
     )
     assert all(map(is_private, ("I have diabetes. What may I eat?", "My password is hunter2.")))
-
-
-def test_an_update_is_read_in_place_of_what_it_replaces():
-    said = [Statement("I have a flat in 5.", 1.0, "a", "home"), Statement("I live in 80.", 2.0, "b", "home")]
-    vectors = VectorStore(Angles())
-    assert choose(said, "What do I have?", vectors, statements=1) == ([said[1]], [said[0]])
-
-
-DAY = 86_400.0
-
-
-def test_a_state_ends_with_its_day():
-    hungry = Statement("I have a headache.", 20_000 * DAY, "a", "state")
-    vectors = VectorStore(Angles())
-    rows = vectors.embed(["What do I have?", hungry.text])
-    read = lambda time: read_needed([hungry], rows[1:], "What do I have?", rows[0], time=time)[0]
-    assert read(hungry.time + DAY / 2) == [hungry] and read(hungry.time + 1.1 * DAY) == [] and read(5.0) == [hungry]
 
 
 def test_what_ends_and_what_changes_is_told_from_what_lasts():
@@ -276,16 +227,6 @@ My unit test is red.|I want to sort a list of tuples.|How do I reverse a string 
         "What is my dog called?",
     ]
     assert sum(text in read(prompt) for text, prompt in zip(texts, asked)) == 4
-
-
-@SLOW
-@given(st.lists(st.integers(1, MAX_TOKENS + 50), max_size=8))
-def test_the_budget_is_never_exceeded(sizes):
-    make = lambda size, time: Statement(" ".join(["my"] * size), float(time), str(time))
-    said = [make(size, i) for i, size in enumerate(sizes)]
-    chosen = choose(said, "What do I have?", VectorStore(Angles()))[0]
-    assert sum(count_words(s.line) for s in chosen) <= MAX_TOKENS
-    assert chosen == sorted(chosen, key=lambda s: s.time)
 
 
 def test_dates_are_written_as_people_write_them():

@@ -63,8 +63,8 @@ def blame(whom: str):  # what another author wrote, such as "policy mine"
     "Report an error raised by somebody's plug-in in one line."
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{whom}: {error.problem}", error.remedy) from error
     except Exception as error:
         problem = f"{whom} raised {type(error).__name__}: {str(error)[:120]}"
         raise InputError(problem, "nothing was changed; fix it, or reinstall its package") from error

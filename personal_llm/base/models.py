@@ -52,7 +52,7 @@ class LazyNetwork:
         if self.num_tokens > num_embeddings:
             problem = f"its tokenizer has {self.num_tokens} tokens, the model knows {num_embeddings}"
             raise InputError(f"model {self.name}: {problem}", "give the tokenizer that belongs to it")
-        self.network = network.eval()
+        self.network = network.eval().requires_grad_(False)  # a fine-tune trains an adapter beside it
         if self.adapter is not None:
             self.attach(self.adapter)
 

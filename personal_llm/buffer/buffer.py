@@ -120,11 +120,14 @@ class Buffer(Displayed):
                     f"policy {self.policy.name} needs the model", "give model=, as in Buffer(…, model=model)"
                 )
             with blame(f"policy {self.policy.name}"):
-                slot, reason = self.policy.place(self.view, candidate)
+                chosen = self.policy.place(self.view, candidate)
+                is_pair = isinstance(chosen, tuple) and len(chosen) == 2
+                slot, reason = chosen if is_pair else (None, "")
                 is_slot = slot is None or slot in range(min(len(self) + 1, self.capacity))
-            if not is_slot:
-                what = f"policy {self.policy.name} chose slot {slot} of {len(self)} entries in {self.capacity} bins"
-                raise InputError(what, "return an entry's slot, None, or the number of entries while a bin is free")
+            if not (is_pair and is_slot):
+                what = f"slot {slot}" if is_pair else str(chosen)[:60]
+                problem = f"policy {self.policy.name} chose {what} of {len(self)} entries in {self.capacity} bins"
+                raise InputError(problem, "return a pair: an entry's slot, or None to discard, and the reason in words")
         return self._settle(candidate, None if slot is None else int(slot), reason, self.seen, scores)
 
     def decide(self, candidate: ScoredDialogue) -> tuple:  # (`Decision`, state of the generator or None)

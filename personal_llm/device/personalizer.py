@@ -58,13 +58,15 @@ def _record_reaction(state: State, reaction: Reaction, is_asked: bool, is_new=Fa
 
 
 def _instruct(state: State, count_tokens, text: str, number: int, time: float) -> None:  # count_tokens: text -> int
-    "Record a standing instruction: a new one (0), a change by its number, or its end (no text)."
+    "Record a standing instruction: a new one (0), a change by its number or of the same words, or its end (no text)."
     known = state.instructions
     if number and number not in known:
         numbers = f"use one of {', '.join(map(str, known))}" if known else "there are none"
         raise InputError(f"no standing instruction has the number {number}", numbers)
     if not number and not text:
         raise InputError("a standing instruction without text", "say how replies should be")
+    plain = lambda line: " ".join(line.casefold().split()).rstrip(".!。！")
+    number = number or next((said.number for said in known.values() if plain(said.text) == plain(text)), 0)
     texts = [said.text for said in known.values() if said.number != number] + [text]
     count = sum(map(count_tokens, texts))
     if text and count > MAX_TOKENS:

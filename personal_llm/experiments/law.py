@@ -273,13 +273,13 @@ def write_marks(opens: dict) -> dict:  # part -> booleans -> part -> text
 
 
 def measure(jobs: list):  # yields a dict of results a job
-    "Let all streams of a gate pass for a person."
+    "Let all streams of a gate pass for a person; with the second encoder only the plain ones."
     for job in jobs:
         gate, encoder = job["gate"], job["encoder"]
         life = job["user"], job["subject"]
         constant = None if gate.startswith("shipped") else choose_constant(gate, encoder)
         shares = []  # of each cell, means over the orders
-        for cell in CELLS:
+        for cell in CELLS if encoder == DEFAULT_ENCODER else CELLS[:1]:
             loops = [run_stream(gate, constant, encoder, job["silence"], life, order, cell) for order in range(ORDERS)]
             shares.append({part: round(float(np.mean([opens[part] for opens, _ in loops])), 4) for part in PARTS})
             if cell == CELLS[0]:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'RATES', 'OWN_PROMPTS', 'LEARN_FROM', 'STEPS', 'LOOK', 'REPLIES_AFTER', 'ORDER', 'USERS', 'DEVELOPMENT',
-           'RATE_JOBS', 'JOBS', 'THIRTY', 'THIRTY_JOBS', 'MIDDLE_JOBS', 'SECOND_JOBS', 'PAIRED', 'TWO_STYLES', 'GRIDS',
-           'find_start', 'split_dialogues', 'make_config', 'trace_finetune', 'choose_rate', 'measure_starts',
-           'count_saved', 'compare_replies', 'count_data_saved', 'read_starts', 'choose_shares', 'write_two_styles',
-           'measure_shares', 'measure_two_styles']
+           'RATE_JOBS', 'JOBS', 'THIRTY', 'THIRTY_JOBS', 'MIDDLE_JOBS', 'SECOND_JOBS', 'HARDER_RATES', 'HARDER_LOOK',
+           'SMALL', 'HARDER_JOBS', 'NEAREST_JOBS', 'PAIRED', 'TWO_STYLES', 'GRIDS', 'find_start', 'split_dialogues',
+           'make_config', 'trace_finetune', 'choose_rate', 'measure_starts', 'count_saved', 'compare_replies',
+           'count_data_saved', 'read_starts', 'split_more', 'measure_harder', 'list_nearest', 'measure_nearest',
+           'choose_shares', 'write_two_styles', 'measure_shares', 'measure_two_styles']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
 import os
@@ -17,6 +18,7 @@ import numpy as np
 from ..base.core import InputError, make_generator
 from ..base.models import mean_response_nll
 from ..base.text import compute_rouge1
+from ..data.reading import load_samples
 from .harness import SECOND_MODEL, Grid, group_by_user, read_result_lines, read_results
 from personal_llm.experiments.xpert import (
     BASE_MODEL,
@@ -30,8 +32,13 @@ from personal_llm.experiments.xpert import (
 )
 from ..extras.reproduce import count_steps, trace
 from ..recipes.crafted_styles import GRID, restyle
+from ..recipes.people import USERS as PEOPLE
+from ..recipes.people import user_stream
 from ..recipes.style_pools import load_pool, pllm_folder, shipped_texts, tune_pllm
+from ..selection.gradient_match import compute_slopes
+from ..selection.library import Library
 from ..selection.merging import fit_merge_weights, merge
+from ..selection.ranking import PLAIN_PLLM, PLLMLosses
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690005
@@ -148,6 +155,62 @@ def read_starts(starts: tuple = STARTS[:2], likeness: float = 0.9, model_name: s
     wanted = [row for row in rows if row["start"] == "scratch" or row.get("likeness", 0.9) == likeness]
     return group_by_user([row for row in wanted if row["start"] in starts], "start", starts)
 
+# %% ../../nbs/experiments/70_starts.ipynb #xp690031
+HARDER_RATES = {SECOND_MODEL: dict(scratch=2e-3, own=1e-3), BASE_MODEL: dict(scratch=1e-3, own=3e-4)}
+HARDER_LOOK = 4  # steps
+
+
+def split_more(user: str) -> tuple:  # (32 dialogues to learn from, 8 to test on)
+    "Return forty dialogues of a user, whose prompts no other user of the harder goal has."
+    first = 40 * USERS.index(user)
+    own = [restyle(d, user) for d in load_plain("crafted", True)[first : first + 40]]
+    return own[:32], own[32:]
+
+
+def measure_harder(jobs: list):  # yields a dict of results a job
+    "Trace a fine-tune on more dialogues from a start."
+    for job in jobs:
+        rate = HARDER_RATES[job["model"]][job["start"]]
+        few = dict(batch_size=4, max_length=64, steps=STEPS)
+        config = TuningConfig(layers=None, learning_rate=rate, validation=0.0, checks=1, **few)
+        start = find_start(job["start"], job["user"], job.get("likeness", 0.9), job["model"])
+        own, test = split_more(job["user"])
+        model = load_summariser(job["model"])
+        yield dict(losses=trace(model, own, test, config, start and start.path, HARDER_LOOK)["losses"])
+
+
+SMALL = dict(model=SECOND_MODEL)
+HARDER_JOBS = [dict(user=user, start=start, **SMALL) for user in USERS[:9] for start in STARTS[:2]]
+HARDER_JOBS += [dict(user=user, start="own", likeness=0.3, **SMALL) for user in USERS[:9]]
+HARDER_JOBS += [dict(user=user, start=start, model=BASE_MODEL) for user in USERS[:6] for start in STARTS[:2]]
+
+# %% ../../nbs/experiments/70_starts.ipynb #xp690035
+def list_nearest(names: list) -> dict:  # name of a start -> shares
+    "List the merges of pLLMs, the nearest first."
+    shares = {f"{count} equal": dict.fromkeys(names[:count], 1 / count) for count in (2, 3)}
+    return {"nearest": {names[0]: 1.0}} | shares | {"2 by three to one": dict(zip(names, (0.75, 0.25)))}
+
+
+def measure_nearest(jobs: list):  # yields a dict of results a job
+    "Measure the test loss of the nearest pLLM, and of merges of the nearest."
+    model, library = load_summariser(SECOND_MODEL), Library(SECOND_MODEL)
+    for job in jobs:
+        dialogues = user_stream(PEOPLE[job["user"]], load_samples(), length=300).test_signal
+        own, test = dialogues[:12], dialogues[12:24]
+        slopes = compute_slopes(model, own, {name: library[name].adapter for name in library if name != PLAIN_PLLM})
+        order = sorted(slopes, key=slopes.get)[: 4 + job["is_without"]]
+        losses = PLLMLosses(model, library, own)
+        order = sorted(order, key=losses.mean_loss)[job["is_without"] :]
+        starts = list_nearest(order) | {"all": dict.fromkeys(library, 1 / len(library))}
+        found = {}
+        for name, shares in starts.items():
+            with model.use_adapter(merge(model, library, shares)):
+                found[name] = float(mean_response_nll(model, test).mean())
+        yield dict(losses=found | dict(base=float(mean_response_nll(model, test).mean())), order=order)
+
+
+NEAREST_JOBS = [dict(user=user, is_without=is_without) for is_without in (False, True) for user in PEOPLE]
+
 # %% ../../nbs/experiments/70_starts.ipynb #xp690021
 def choose_shares(dialogues: list, plain: list, scaling: str = "between") -> dict:  # style -> share
     "Return the paper's shares for a user, by counted features with one of the scales of `find_scales`."
@@ -202,6 +265,8 @@ GRIDS = (
     Grid("starts-thirty", THIRTY_JOBS, measure_starts, (), BASE_MODEL),
     Grid("starts-middle", MIDDLE_JOBS, measure_starts, (), BASE_MODEL),
     Grid("starts-second", SECOND_JOBS, measure_starts, (), SECOND_MODEL),
+    Grid("starts-harder", HARDER_JOBS, measure_harder, (), SECOND_MODEL),
+    Grid("starts-nearest", NEAREST_JOBS, measure_nearest, (), SECOND_MODEL),
     Grid("starts-shares", TWO_STYLES, measure_shares, (), None),
     Grid("starts-two-styles", TWO_STYLES, measure_two_styles, (), BASE_MODEL),
 )

@@ -185,7 +185,13 @@ app.add_typer(reproduce_app, name="reproduce")
 Device = Annotated[str, Option(help="cuda, mps or cpu (default: the best)", metavar="NAME")]
 Dtype = Annotated[str, Option(help="float32, bfloat16 or float16 (default: the fastest that fits)", metavar="NAME")]
 OwnRows = Annotated[str, Option(help="folder of the rows; the same command goes on in it", metavar="DIR")]
-Policies = Annotated[str, Option(help="policies, joined by commas; the first is compared with each", metavar="NAMES")]
+Policies = Annotated[
+    str,
+    Option(
+        help="policies, joined by commas, also with arguments (mine:k=3); the first is compared with each",
+        metavar="NAMES",
+    ),
+]
 
 
 def split_policies(names: str) -> list:
@@ -208,7 +214,11 @@ def reproduce_sdss_command(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
-    "SDSS: ROUGE-1 by policy after each look, each file a data set; the model's own replies are scored."
+    """SDSS: ROUGE-1 by policy after each look, each file a data set; the model's own replies are scored.
+
+    ProsocialDialog, EmpatheticDialogues and MedDialog are read as they were published. How long it takes is said first;
+    if it is stopped, the same command goes on. A policy of your own has the name of its entry point.
+    """
     plan, config = SDSSPlan(**plan), TuningConfig(**tuning)
     named = [get_policy(name) for name in split_policies(policies)]
     sets = {Path(file).stem: read_chats([file], quiet=quiet) for file in data}
@@ -240,7 +250,11 @@ def reproduce_xpert_command(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
-    "XPerT: the choice by a summariser's words, and steps, minutes and joules from each start; each file is a user."
+    """XPerT: the choice by a summariser's words, and steps, minutes and joules from each start; each file is a user.
+
+    Starts are the base model, the pLLM nearest in words, and a merge by the paper's rule. How long it takes is said
+    first; if it is stopped, the same command goes on.
+    """
     plan, config = XPerTPlan(**plan), TuningConfig(**tuning)
     users = {Path(file).stem: read_chats([file], quiet=quiet) for file in data}
     for user, dialogues in users.items():
@@ -251,7 +265,7 @@ def reproduce_xpert_command(
     own = Path(out, "library")  # words are stored in a copy
     own.exists() or shutil.copytree(Library(library).path, own)
     reader = load(summariser, quiet=quiet, **given) if summariser else loaded
-    rows = reproduce_xpert(loaded, reader, Library(own), users, out, plan, config)
+    rows = reproduce_xpert(loaded, reader, Library(own), users, out, plan, config, not quiet)
     for row in rows:
         row |= {
             name: "–" if row[name] is None else round(row[name], 3)

@@ -341,9 +341,9 @@ def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool
             id=session.stored or replaces,
             talk=session.talk.key if is_of_page else None,
             source=session.describe_source(),
+            reasons=[session.tell(reason) for reason in (*session.recalled.reasons, *session.recalled.unused)],
+            cut=session.model.truncated.get(reply.dialogue.id, 0),
         )
-        own["reasons"] = [session.tell(reason) for reason in (*session.recalled.reasons, *session.recalled.unused)]
-        own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     notes = ["a task of the program: answered by personal-base, and not stored"] * is_task + [wanted.describe_loss()]
     if any(notes):
         own["note"] = "; ".join(filter(None, notes))
@@ -438,22 +438,18 @@ def list_known(session: ChatSession, *_) -> dict:
     "Return what a reply can read: instructions, habits, and the newest answers and statements first."
     state = session.state
     sources = {FILE: "from a file", CLIENT: "from another program"}
-    rows = dict(
-        instructions=[vars(instruction) for instruction in state.instructions.values()], answers=[], statements=[]
-    )
-    rows["habits"] = [
-        dict(label=row.form.label, count=len(row.answers), of=row.num_answers, scope=row.scope, text=str(row))
-        for row in list_habits(state)
-    ]
+    answers = []
     for d in reversed(list_answered(state)):
         id = state.root(d)
-        source = sources.get(state.archive.talks[id], "")
-        row = dict(id=id, time=d.time, prompt=d.prompt, reply=d.response, origin=d.origin, source=source)
-        rows["answers"].append(row | dict(scope=state.scopes.get(id, "")))
-    for statement in reversed(session.memory.list_statements(state)):
-        id = state.find_root(statement.id)
-        rows["statements"].append(dict(id=id, time=statement.time, prompt=statement.text))
-    return rows
+        place = dict(source=sources.get(state.archive.talks[id], ""), scope=state.scopes.get(id, ""))
+        answers.append(dict(id=id, time=d.time, prompt=d.prompt, reply=d.response, origin=d.origin) | place)
+    said = reversed(session.memory.list_statements(state))
+    return dict(
+        instructions=[*map(vars, state.instructions.values())],
+        habits=[dict(label=row.form.label, scope=row.scope, text=str(row)) for row in list_habits(state)],
+        answers=answers,
+        statements=[dict(id=state.find_root(one.id), time=one.time, prompt=one.text) for one in said],
+    )
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvsaved1
 def export_talk(session: ChatSession, talk: str, _) -> dict:

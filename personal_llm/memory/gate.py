@@ -82,12 +82,13 @@ def measure_reach(rows: np.ndarray) -> float:  # vectors (corrections, width), o
     return REACH * measure_spread(rows[-NEWEST:]) if len(rows) > 1 else -np.inf
 
 
-def belongs(
-    supporting: np.ndarray,  # similarities of corrections to prompts (corrections, prompts), or (corrections,) to one
-    opposing: list = (),  # the same for each set that opposes, such as what was left alone
-    reach: float = -np.inf,  # lowest similarity of the nearest correction, of `measure_reach`
-):  # booleans (prompts,), or one
-    "Return whether prompts are within reach of the corrections, and closer to them than to each opposing set."
+def belongs(supporting: np.ndarray, opposing: list = (), reach: float = -np.inf):  # (prompts,) or one boolean
+    """Return whether prompts are within reach of the corrections, and closer to them than to each opposing set.
+
+    supporting: similarities of corrections to prompts (corrections, prompts), or (corrections,) to a single one.
+    opposing: the same for each set that opposes, such as what was left alone. reach: the lowest similarity of the
+    nearest correction, of `measure_reach`.
+    """
     supporting, *opposing = [np.asarray(side) for side in (supporting, *opposing)]
     check_similarities([supporting, *opposing])
     if not len(supporting):

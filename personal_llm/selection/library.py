@@ -236,11 +236,12 @@ class Library(Displayed):
 # %% ../../nbs/6_selection/01_library.ipynb #base1s1
 def check_library_base(library, model) -> None:
     "Check that a library was made for a model."
-    if library.base != model.base:
-        place = find_shipped_library(model.base)
+    base = getattr(model, "base", model)
+    if library.base != base:
+        place = find_shipped_library(base)
         names = [name for name, folder in SHIPPED_LIBRARIES.items() if folder == place]
         other = f"use the library {names[0]}" if names else "make one for this model (personal-llm library build)"
-        problem = f"the library is for base {library.base}, this model is {model.base}"
+        problem = f"the library is for base {library.base}, this model is {base}"
         raise InputError(problem, f"load the model it was made for, or {other}")
 
 # %% ../../nbs/6_selection/01_library.ipynb #a1913ca1

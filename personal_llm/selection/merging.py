@@ -25,7 +25,11 @@ def fit_merge_weights(
     "Fit shares of pLLMs whose weighted coordinates come closest to the user's (XPerT, Wang et al. 2025)."
     from scipy.optimize import nnls
 
-    weights = nnls(np.asarray(coordinates, float).T, target)[0]
+    rows = np.asarray(coordinates, float)
+    if rows.shape != (len(names), *np.shape(target)) or rows.ndim != 2 or not np.isfinite([*rows, target]).all():
+        problem = f"coordinates of shape {rows.shape} for {len(names)} names and a target of shape {np.shape(target)}"
+        raise InputError(problem, "give each name a row as long as the target, all finite")
+    weights = nnls(rows.T, target)[0]
     weights /= max(1.0, weights.sum())
     return {name: float(weight) for name, weight in zip(names, weights) if weight > 0}
 

@@ -11,10 +11,10 @@ from functools import cache
 
 import numpy as np
 
-from ..base.core import InputError, blame, load_plugins
+from ..base.core import InputError, blame, check, load_plugins
 from ..explanation.explanation import explain
 from .gradient_match import compute_slopes
-from .library import check_library_base
+from .library import Library, check_library_base
 from .ranking import BASE_NAME, PLAIN_PLLM, PLLMLosses, Ranking, SelectionRequest
 from .ranking import is_gain_certain, race_by_loss
 
@@ -72,12 +72,21 @@ def call_selector(selector, request: SelectionRequest, name: str) -> Ranking:
     "Call a selector, and raise `InputError` with its name if it fails or returns no ranking of the library."
     with blame(f"selector {name}"):
         ranking = selector(request)
-        is_ranking = isinstance(ranking, Ranking) and len({*ranking.names}) == len(ranking.distances)
-        is_ranking = is_ranking and {ranking.best, ranking.start, *ranking.names} <= {None, *request.library}
-        is_ranking = is_ranking and bool(np.isfinite(np.array(ranking.distances, float)).all())
-    if not is_ranking:
+        fault = "something else"
+        if isinstance(ranking, Ranking):
+            names = [*ranking.names]
+            unknown = {ranking.best, ranking.start, *names} - {None, *request.library}
+            faults = {
+                f"unknown names, {sorted(unknown)}": unknown,
+                "a name twice": len({*names}) < len(names),
+                f"{len(names)} names and {len(ranking.distances)} distances": len(names) != len(ranking.distances),
+                "a best that isn't among the names": ranking.best not in (None, *names),
+                "a distance that isn't finite": not np.isfinite(np.array(ranking.distances, float)).all(),
+            }
+            fault = next((what for what, is_so in faults.items() if is_so), "")
+    if fault:
         remedy = "return a Ranking of pLLMs of the library, a finite distance for each name; best may be None"
-        raise InputError(f"selector {name} returned no ranking of {request.library}", remedy)
+        raise InputError(f"selector {name} returned no ranking of {request.library}, but {fault}", remedy)
     return replace(ranking, start=ranking.start or ranking.best, method=name, library=request.library)
 
 # %% ../../nbs/6_selection/04_selection.ipynb #49bee888
@@ -92,10 +101,11 @@ def select(
     load_selectors()
     has_dialogues = model is not None and dialogues is not None
     method = method or ("match" if has_dialogues else "style")
-    name = method if isinstance(method, str) else getattr(method, "__name__", "your own")
+    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
     selector = SELECTORS.get(method) if isinstance(method, str) else method
     if not callable(selector):
         raise InputError(f"unknown method {name[:40]!r}", f"use one of {', '.join(SELECTORS)}")
+    check(library, Library, "the library", remedy="open it: Library(folder)")
     if not len(library):
         raise InputError("the library is empty", "add pLLMs to it first")
     if not has_dialogues:
@@ -109,6 +119,6 @@ def select(
 
 # %% ../../nbs/6_selection/04_selection.ipynb #9b446864
 def warm_start(model, library, dialogues: list, seed: int = 0) -> tuple:  # (`Explanation` of the user, `Ranking`)
-    "Describe a user by 8 or more dialogues, and select the adapter to start from (XPerT, Wang et al. 2025)."
+    "Describe a user by 8 or more dialogues, and select one adapter to start from (XPerT, Wang et al. 2025)."
     explanation = explain(model, dialogues, seed=seed)
     return explanation, select(library, explanation, model=model, dialogues=dialogues)

@@ -107,8 +107,7 @@ page.send = async (text, turn = null, isVaried = false) => { // turn: whose plac
   goToEnd();
   const messages = [{ role: "user", content: text }];
   const body = { model: "personal", stream: true, talk: talk === "new" ? "" : talk, messages, replaces: turn?.id };
-  const other = { temperature: 0.8, seed: Math.floor(Math.random() * 2 ** 31) };
-  if (isVaried) Object.assign(body, other);
+  if (isVaried) Object.assign(body, { temperature: 0.8, seed: Math.floor(Math.random() * 2 ** 31) });
   reply = write(item, body);
   const isWhole = await reply;
   reply = null;

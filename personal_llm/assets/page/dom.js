@@ -71,10 +71,12 @@ export const onSubmit = (form, action) => {
 
 export function sync(list, rows, key, build) {
   const names = rows.map((row) => String(row[key]));
-  for (const element of [...list.children]) if (!names.includes(element.dataset.key)) element.remove();
+  const wanted = new Set(names);
+  const known = new Map([...list.children].map((element) => [element.dataset.key, element]));
+  for (const [name, element] of known) if (!wanted.has(name)) element.remove();
   for (const [place, row] of rows.entries()) {
     const content = JSON.stringify(row);
-    let element = [...list.children].find((one) => one.dataset.key === names[place]);
+    let element = known.get(names[place]);
     const name = element?.contains(document.activeElement) && document.activeElement.name;
     if (!element || (element.dataset.content !== content && !element.querySelector("form"))) {
       element?.remove();

@@ -2,7 +2,7 @@
 import { $, attempt, make, makeLine, show } from "./dom.js";
 import { post } from "./server.js";
 
-const USED = "These replies used it and are deleted, too. Your messages stay, and so do your own texts:";
+const USED = "These replies used it or contain the words, and are deleted, too. Your messages stay, and so do your own texts:";
 const LATER = "These came later in the same chat and may repeat it. Untick the replies that should stay; your messages stay:";
 const describe = (line) => line.replace(/^dialogue/, "Your message and its reply")
   .replace(/^earlier turn of a dialogue/, "A message from another program")

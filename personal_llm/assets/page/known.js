@@ -22,13 +22,15 @@ function makeAnswer(row) {
 }
 
 function makeInstruction(row) {
-  const body = { kind: "always", number: row.number };
-  const instruct = (text) => change("react", { ...body, text }, `Instruction ${text ? "changed" : "ended"}.`);
+  const instruct = (text) => change("react", { kind: "always", number: row.number, text });
   const edit = async () => {
     const text = prompt("Instruction for all replies", row.text);
     if (text?.trim()) await instruct(text);
   };
-  return makeKnown(row, edit, () => instruct(""));
+  const item = makeKnown(row, edit, () => instruct(""));
+  const about = `End: ${row.text}`; // its words stay stored
+  Object.assign(item.querySelector("[name=drop]"), { textContent: "End", ariaLabel: about, title: about });
+  return item;
 }
 
 export async function loadKnown() {

@@ -35,8 +35,10 @@ $("new").onclick = () => { $("line").focus(); attempt(() => page.openTalk("new")
 $("open-talks").onclick = () => { show(); openTalks($("talks").hidden); };
 $("forget-all").onclick = () => page.forget({ everything: true });
 onSubmit($("forget-form"), () => page.forget({ text: $("words").value }));
-const instruct = (text) => change("react", { kind: "always", text }, "Instruction added. It applies to all replies.");
-onSubmit($("always-form"), async () => { await instruct($("always").value); $("always").value = ""; });
+onSubmit($("always-form"), async () => {
+  await change("react", { kind: "always", text: $("always").value });
+  $("always").value = "";
+});
 onSubmit($("connect-form"), async () => { await connect($("token").value.trim()); await begin(); });
 onSubmit($("composer"), async () => {
   if (isWriting()) return stopReply();

@@ -9,9 +9,8 @@ let scopes = {}; // name of a scope -> its label
 
 export const fillScopes = (labels) => { scopes = labels; };
 
-export async function change(name, body, line) { // line: about what was done, unless the server has one
-  const { message = line } = await post(name, body);
-  show(message);
+export async function change(name, body) {
+  show((await post(name, body)).message);
   await page.refresh();
 }
 
@@ -88,7 +87,7 @@ export function makeTurn({ turn, question, isLast, reasons }) {
   const id = turn.id;
   const again = () => page.send(turn.prompt, turn, Boolean(turn.reply));
   const lost = turn.is_writing ? "Reading the chat …" : turn.is_cut ? "The reply was cut off before its end." : "This reply was forgotten.";
-  const react = (kind) => () => change("react", { id, kind }, `${MARKS[kind]}.`);
+  const react = (kind) => () => change("react", { id, kind });
   const own = {
     message: () => openMessage(item, turn),
     drop: () => page.forget({ ids: [id] }),
