@@ -182,6 +182,21 @@ def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
     assert [d.id for d in collect_training(session.me.state)] == [newest]
 
 
+def test_a_forgotten_reply_that_was_tried_again_is_shown_to_later_turns_as_after_reopening(model, tmp_path):
+    with open_chat(model, tmp_path) as session:
+        for text in ("My dog Bello is sick.", "What is iron?", "And zinc?"):
+            say(session, text)
+        session.react("better", "In short: a metal.")
+        session.forget("Bello")
+        assert [bool(d.response) for d in session.turns] == [False, True] and not session.turns[1].history
+        say(session, "What is iron?", replaces=session.turns[0].id)
+        turns, evidence = session.turns, get_evidence(session.me.state)
+        assert [text for _, text in turns[1].history] == ["What is iron?", turns[0].response]
+    with open_chat(model, tmp_path) as again:
+        assert [d.id for d in again.turns] == [d.id for d in turns] and again.turns == turns
+        assert get_evidence(again.me.state) == evidence
+
+
 def teach(session, *prompts):
     "Correct the replies to prompts, with an opening in common; return their ids."
     for prompt in prompts:

@@ -226,6 +226,13 @@ def test_stops_limits_and_a_reader_who_goes_away(kind, model):
     assert write(model, "Tell me a story.", drawn).text == write(model, "Tell me a story.", drawn).text
 
 
+def test_a_reply_that_ends_with_the_last_token_that_it_may_have_is_not_cut(model, monkeypatch):
+    end = next(iter(replies.find_end_tokens(model)))
+    for new, told in (([5, 6, end], ("stop", 2)), ([5, 6, 7], ("length", 3)), ([5, 6], ("stop", 2))):
+        monkeypatch.setattr(replies, "continue_rows", lambda *given, new=new, **options: [new])
+        assert replies.Torch(model).complete([1], ReplyOptions(3), None, None) == told
+
+
 def test_what_llama_cpp_cannot_load_is_written_by_transformers(model, tmp_path, capsys):
     "A file whose table is larger than its list of tokens, say, or DoRA; said once."
     file = tmp_path / "cut.gguf"
