@@ -228,6 +228,7 @@ class Pair:
     def do(self, verb, number):  # number: what it is done to, or with
         ids = [*self.state.own]
         id = pick(ids[-2:] if number % 2 else ids, number // 2) if ids else None
+        self.clock.step = 0.0 if verb not in ("say", "replace") and number % 4 > 1 else 1.0  # in the same second
         number //= 20
         match verb:
             case "say":
@@ -355,9 +356,10 @@ def describe(state):
 
 class Clock:
     now = 1e9
+    step = 1.0
 
     def __call__(self):
-        self.now += 1.0
+        self.now += self.step
         return self.now
 
 
