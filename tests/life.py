@@ -221,15 +221,22 @@ class Life:
         ids = [act.ids[0] for act in self.acts if act.kind == "better" and act.ids]
         return [id for id in [*dict.fromkeys(reversed(ids))][::-1] if self.newest(id).origin == "annotated"]
 
-    def describe_place(self, id: str) -> list:  # names of sentences
-        "Where a correction applies now."
-        own, evidence = self.newest(id), self.evidence()
-        if own.scope:
-            return [f"applies_{own.scope}"]
-        if own.is_plain:
-            is_everywhere = any(self.newest(other).scope == "everywhere" for other in self.turns)
-            return ["line", "counts_against", *["everywhere_still_applies"] * is_everywhere]
-        return ["applies_widely" if self.judge(evidence, evidence.answers[-1].prompt)[2] else "applies_auto"]
+    def describe_places(self, ids: list) -> list:  # names of sentences
+        "Where corrections apply now, one sentence for each scope."
+        scopes = {id: self.newest(id).scope or "" for id in ids}
+        evidence, names = self.evidence(), []
+        for scope in dict.fromkeys(scopes.values()):
+            own = [id for id in ids if scopes[id] == scope]
+            if scope:
+                names.append(f"applies_{scope}")
+            elif all(self.newest(id).is_plain for id in own):
+                is_everywhere = any(self.newest(other).scope == "everywhere" for other in self.turns)
+                names += ["line", "counts_against", *["everywhere_still_applies"] * is_everywhere]
+            else:
+                answers = evidence.answers
+                is_wide = bool(answers) and self.judge(evidence, answers[-1].prompt)[2]
+                names.append("applies_widely" if is_wide else "applies_auto")
+        return names
 
     def acts_on(self, verb: str) -> list:  # ids
         "What an act of the last step was about, if it was a reaction."
@@ -267,7 +274,9 @@ class Life:
         last = next((one for one in reversed(self.rounds) if one.base == self.base), None)
         if last is None or not any(is_answer for _, is_answer in last.learned.values()):
             return last and last.name  # what was learned from a file applies everywhere
-        part = self.evidence().select(lambda d: d.id in last.learned)
+        is_in = lambda name, d: name not in ("answers", "here", "everywhere") or d.id in last.learned
+        groups = vars(self.evidence()).items()
+        part = Evidence(**{name: tuple(d for d in group if is_in(name, d)) for name, group in groups})
         return last.name if part.taught and self.judge(part, prompt)[1] else None
 
     def judge(self, evidence: Evidence, prompt: str) -> tuple:
@@ -326,7 +335,7 @@ class Life:
         found |= dict(before=before, adapter=self.adapter(prompt), reasons=reasons)
         return SimpleNamespace(**found, is_silent=bool(applying) and not reads)
 
-    def find_lost(self, ids: list) -> tuple:  # (turns, replies, adapters)
+    def find_lost(self, ids: list, keep=()) -> tuple:  # keep: ids -> (turns, replies, adapters)
         "Which turns go with some, which replies, since they read what goes, and which adapters."
         gone = {*ids}
         while more := {old for old, new in self.replaced.items() if new in gone and old in self.turns} - gone:
@@ -335,18 +344,18 @@ class Life:
         emptied = []
         for id, turn in self.turns.items():
             is_lost = lambda other: turn.step < since.get(other, 0)
-            has_read = any(map(is_lost, [*turn.before, *turn.reads])) or not gone.isdisjoint(turn.said)
+            has_read = any(map(is_lost, [*turn.before * (id not in keep), *turn.reads])) or not gone.isdisjoint(
+                turn.said
+            )
             if id not in gone and has_read and turn.reply and turn.origin == "model":
                 emptied.append(id)
                 own = [act.step for act in self.acts if act.kind == "better" and id in act.ids]
                 since[id] = min(own, default=float("inf"))
-        learned = [
-            {id for id, (text, _) in one.learned.items() if self.is_lost(id, text, gone, emptied)}
-            for one in self.rounds
-        ]
+        learned = [[id for id in one.learned if self.is_lost(id, one, since)] for one in self.rounds]
         first = next((number for number, ids in enumerate(learned) if ids), len(learned))
         return [id for id in self.turns if id in gone], emptied, [one.name for one in self.rounds[first:]]
 
-    def is_lost(self, id: str, text: str, gone: set, emptied: list) -> bool:
-        "Whether what a fine-tune learned goes: of what stays, it is the person's own text."
-        return id in gone or id in emptied and text == self.turns[id].reply
+    def is_lost(self, id: str, one, since: dict) -> bool:
+        "Whether what a fine-tune learned goes: of a reply that goes only a correction stays, from when on it was one."
+        text, _ = one.learned[id]
+        return id in since and (since[id] == float("inf") or text == self.turns[id].reply or one.step < since[id])

@@ -1,7 +1,6 @@
 "A chat: pieces, turns, and work that nobody waits for."
 
 import threading
-from dataclasses import replace
 
 import pytest
 from candidates import Echo
@@ -17,7 +16,6 @@ from personal_llm.device import personalizer, recall
 from personal_llm.base.text import clean_text
 from personal_llm.device.chat import ChatSession
 from personal_llm.device.idle import BackgroundWork, describe_error
-from personal_llm.device.recall import describe_scopes
 from personal_llm.device.evidence import get_evidence
 from personal_llm.device.personalizer import collect_training
 from personal_llm.tuning.config import TuningConfig
@@ -120,25 +118,6 @@ def test_a_programs_system_prompt_wins_and_its_turns_are_no_evidence(model):
     assert session.recalled.memories, "a program without a task of its own asks for the person"
 
 
-def test_a_correction_is_read_at_once(model):
-    session = open_chat(model)
-    say(session, "Is seven a prime number?")
-    session.react("better", "In short: yes.")
-    say(session, "Is seven a prime number?")
-    assert session.recalled.memories == (), "the turn is in the history, as it was corrected"
-    assert "shown_already" in [note.name for note in explain_reply(session)]
-    assert ("assistant", "In short: yes.") in session.recalled.dialogue.history
-    session.open_talk()
-    say(session, "Is seven a prime number?")
-    say(session, "Is seven a prime number?")
-    assert session.recalled.memories, "this talk shows the prompt, but not the correction"
-    asked = session.recalled.dialogue.derive(history=[("user", "Is seven a prime number?"), ("assistant", "No.")])
-    session.recalled = replace(session.recalled, dialogue=asked, memories=())
-    assert "no_example" in [note.name for note in explain_reply(session)]
-    with pytest.raises(InputError, match="write something first"):
-        open_chat(model).react("up")
-
-
 def test_the_policy_asks_about_a_turn_and_the_answer_closes_the_question(model):
     session = open_chat(model)
     policy = session.me.buffer.policy
@@ -201,21 +180,6 @@ def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
     assert session.me.state.pending == [newest]
     session.me.settle()
     assert [d.id for d in collect_training(session.me.state)] == [newest]
-
-
-def test_a_forgotten_reply_that_was_tried_again_is_shown_to_later_turns_as_after_reopening(model, tmp_path):
-    with open_chat(model, tmp_path) as session:
-        for text in ("My dog Bello is sick.", "What is iron?", "And zinc?"):
-            say(session, text)
-        session.react("better", "In short: a metal.")
-        session.forget("Bello")
-        assert [bool(d.response) for d in session.turns] == [False, True] and not session.turns[1].history
-        say(session, "What is iron?", replaces=session.turns[0].id)
-        turns, evidence = session.turns, get_evidence(session.me.state)
-        assert [text for _, text in turns[1].history] == ["What is iron?", turns[0].response]
-    with open_chat(model, tmp_path) as again:
-        assert [d.id for d in again.turns] == [d.id for d in turns] and again.turns == turns
-        assert get_evidence(again.me.state) == evidence
 
 
 def teach(session, *prompts):
@@ -614,18 +578,3 @@ def test_nothing_is_acknowledged_in_a_folder_that_is_gone(model, tmp_path):
     (tmp_path / "moved").rename(tmp_path / "me")
     assert session.react("better", "Leaves.").kind == "better"
     session.close()
-
-
-def test_the_line_after_a_correction_says_where_the_gate_applies_it(model, monkeypatch):
-    monkeypatch.setenv("PERSONAL_LLM_ENCODER", "use-multilingual-v3")
-    session = open_chat(model)
-    names = []
-    for prompt in ("How do I make pancakes?", "Write to my landlord."):
-        session.open_talk()
-        say(session, prompt)
-        id = session.me.state.root(session.turns[0])
-        session.react("better", "In short: yes.", id=id)
-        names += describe_scopes(session.memory, session.state, [id]).list_names()[1:]
-    session.scoping.scope_correction("here")
-    names += describe_scopes(session.memory, session.state, [id]).list_names()[1:]
-    assert names == ["applies_auto", "applies_widely", "applies_here"]

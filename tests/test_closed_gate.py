@@ -71,23 +71,6 @@ def test_in_llama_cpp_with_the_adapter_beside_the_base():
     me.close()
 
 
-def test_an_adapter_that_learned_from_a_file_applies_everywhere():
-    me = Personalizer(pocket(), Buffer(4), config=TuningConfig(steps=1, batch_size=2))
-    me.observe_all([Dialogue(p, "Yes.", time=float(i), origin="user") for i, p in enumerate(RECIPES)], progress=False)
-    me.finetune(progress=False)
-    assert me.recall(Dialogue(OUTSIDE[0], "")).adapter is me.adapter
-    me.close()
-
-
-def test_an_adapter_whose_corrections_are_taken_back_applies_nowhere():
-    me = teach(pocket(), 1)
-    assert me.recall(Dialogue(INSIDE, "")).adapter is me.adapter
-    for _ in RECIPES:
-        me.undo()
-    assert me.recall(Dialogue(INSIDE, "")).adapter is None and me.recall(Dialogue(OUTSIDE[0], "")).adapter is None
-    me.close()
-
-
 @pytest.mark.parametrize("memories", [0, 3])
 def test_a_reply_that_could_use_no_correction_is_no_evidence(memories, monkeypatch):
     "Since it uses none at all, or since another computer writes and what was taught is private."

@@ -84,32 +84,6 @@ def test_the_dog_goes_and_the_allergy_stays(tmp_path):
     assert b"biscuit" not in read_bytes(tmp_path)
 
 
-def test_every_adapter_from_the_first_that_learned_it_goes(tmp_path):
-    talks = Talks(tmp_path)
-    for id in "abc":
-        talks.say(id, f"Question {id}?", "An answer.", talk=id)
-        talks.correct(id, f"Better {id}.")
-    talks.tune(0, "a")
-    talks.tune(1, "a", "b")
-    talks.tune(2, "b", "c")
-    plan = talks.plan(ids=["b"])
-    assert plan.adapters == ("adapters/001", "adapters/002")
-    state = forget_dialogues(talks.state, plan)
-    assert [one.adapter for one in state.rounds] == ["adapters/000"]
-    assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["000"]
-    assert open_state(state.archive).rounds == state.rounds
-
-
-def test_another_fine_tune_in_the_folder_of_an_undone_one_stays():
-    talks = Talks()
-    for id in "ab":
-        talks.say(id, f"Question {id}?", "An answer.", talk=id)
-    talks.tune(0, "a")
-    talks.state.record("undone")
-    talks.tune(0, "b")
-    assert talks.plan(ids=["a"]).adapters == () and len(talks.plan(ids=["b"]).adapters) == 1
-
-
 def test_what_a_forgotten_adapter_learned_waits_to_be_learned_again():
     talks = Talks(policy="answers-first")
     for id in "ab":

@@ -13,7 +13,7 @@ from personal_llm.buffer.buffer import Buffer
 from personal_llm.device import personalizer
 from personal_llm.device.learning import choose_start
 from personal_llm.device.personalizer import Personalizer, collect_training
-from personal_llm.device.evidence import get_evidence, list_answered, list_unlearned
+from personal_llm.device.evidence import get_evidence, list_answered
 from personal_llm.tuning.config import TuningConfig
 
 SHORT = TuningConfig(steps=2, batch_size=2)
@@ -355,16 +355,6 @@ def test_a_kill_inside_a_fine_tune_loses_nothing_and_leaves_no_half_adapter(mode
     steps = itertools.count()
     lengths = look_after_kills(before, learn, look)
     assert len(lengths) > 10 and lengths == sorted(lengths) and lengths[-1] == 2, "first before, then after"
-
-
-def test_a_fine_tune_learns_all_answers_also_those_that_left_the_buffer(model):
-    me = Personalizer(model, Buffer(2), config=TuningConfig(steps=1, batch_size=2), ask_when="freeze")
-    me.observe_all(STREAM[:4], progress=False)
-    for dialogue in STREAM[:4]:
-        me.react(dialogue, "better", f"In short: {dialogue.prompt}")
-    me.finetune(progress=False)
-    assert len(me.rounds[0].learned) == 4 and list_unlearned(me.state) == []
-    assert "/unlearn takes that back" in str(me.undo())
 
 
 def test_a_long_instruction_can_be_changed(model):

@@ -16,8 +16,9 @@ from personal_llm.app.chat import explain_reply
 from personal_llm.base.core import ANSWERED_ORIGINS, Dialogue, InputError
 from personal_llm.base.encoder import VectorStore
 from personal_llm.base.models import Model
-from personal_llm.device import personalizer, recall
-from personal_llm.device.archive import Archive
+from personal_llm.device import chat, personalizer, recall
+from personal_llm.base.notes import Note
+from personal_llm.device.archive import Archive, count_bytes
 from personal_llm.device.chat import ChatSession, describe_reaction, describe_source
 from personal_llm.device.evidence import (
     GROUPS,
@@ -28,9 +29,10 @@ from personal_llm.device.evidence import (
     list_unlearned,
 )
 from personal_llm.device.forgetting import trim
+from personal_llm.device.idle import Background
 from personal_llm.device.learning import record_round
 from personal_llm.device.personalizer import Personalizer, describe_act
-from personal_llm.device.recall import Memory
+from personal_llm.device.recall import Memory, describe_scopes
 from personal_llm.device.state import FILE, begin_state, open_state
 from personal_llm.memory import gate
 from personal_llm.memory.gate import General
@@ -128,7 +130,7 @@ class Pair:
         assert stored.kind == kind
         told = describe_reaction(self.session.memory, self.state, self.session.model, stored).list_names()
         if kind == "better":
-            assert told == ["line", "sentences", *self.life.describe_place(id)]
+            assert told == ["line", "sentences", *self.life.describe_places([id])]
         elif kind in GROUPS:
             assert told == [kind]
         else:
@@ -143,21 +145,45 @@ class Pair:
         self.session.scoping.scope_correction(scope, id)
         self.life.scope(named, scope)
         self.subject = named
+        self.compare_places(named)
 
     def scope_all(self, scope):
         ids = self.life.corrected()
         self.me.scope([self.state.newest(id) for id in ids], scope)
         if ids:
             self.life.scope(ids, scope)
+            self.compare_places(ids)
+
+    def compare_places(self, ids):
+        told = describe_scopes(self.session.memory, self.state, ids).list_names()
+        assert told == ["sentences", *self.life.describe_places(ids)]
 
     def instruct(self, text, number):
         self.session.instruct(text, number)
         self.life.instruct(number, text, self.clock.now)
 
     def undo(self):
-        self.session.undo()
-        self.subject = self.life.acts[-1].ids
+        if not self.life.acts:
+            self.session.undo()  # is refused
+            assert False
+        act = self.life.acts[-1]
+        before = [self.life.as_dialogue(id) for id in act.ids[:1]]
+        line = self.session.undo()
+        self.subject = act.ids
         self.life.undo()
+        now = [self.life.as_dialogue(id) for id in act.ids[:1]]
+        is_new = act.kind != "scope" and [(d.response, d.origin) for d in before] != [
+            (d.response, d.origin) for d in now
+        ]
+        is_back = is_new and now[0].origin == "annotated"
+        rounds = [one for one in self.life.rounds if one.base == self.life.base]
+        is_learned = is_new and before[0].response in [one.learned.get(before[0].id, ("",))[0] for one in rounds]
+        holds = dict(
+            earlier_applies=is_back and act.kind == "better", correction_applies=is_back and act.kind != "better"
+        )
+        holds["already_learned"] = is_learned and act.kind == "better"
+        told = {name: self.session.tell(Note(name)) in line for name in holds}
+        assert told == holds, line
 
     def learn(self):
         taught = [d.id for d in self.life.evidence().taught if d.id not in self.life.replaced]
@@ -182,31 +208,42 @@ class Pair:
 
     def forget(self, ids):
         gone, emptied, adapters = self.life.find_lost(ids)
+        if server is not None:
+            shown = server.forget(self.session, server.Change(ids=ids, dry=True))
+            can_stay = {id: id not in self.life.find_lost(ids, emptied)[1] for id in emptied}
+            assert {row["id"]: row["can_stay"] for row in shown["rows"]} == can_stay
+            assert len(shown["others"]) == len(gone) + len(adapters)
         plan = self.session.forget(ids=ids)
         assert (plan.dialogues, plan.replies, plan.adapters) == (tuple(gone), tuple(emptied), tuple(adapters))
         self.life.forget(gone, emptied)
         self.questions -= {*emptied}
         self.life.rounds = [one for one in self.life.rounds if one.name not in adapters]
 
-    def trim(self):
-        trim(self.state, 4000)
+    def trim(self, number):
+        if number % 4:  # nothing waits for its score
+            self.me.settle()
+        trim(self.state, count_bytes(self.state.archive) - 1 if number % 2 else 0)
         self.life.forget([id for id in self.life.turns if id not in self.state.archive.dialogues])
 
     def do(self, verb, number):  # number: what it is done to, or with
         ids = [*self.state.own]
-        id = pick(ids, number) if ids else None
+        id = pick(ids[-2:] if number % 2 else ids, number // 2) if ids else None
+        number //= 20
         match verb:
             case "say":
-                self.say(f"Question {number}?" if number % 3 else f"I am {number}.")
+                self.say(f"Question {number % 10}?" if number % 3 else f"I am {number % 10}.")
             case "replace" if self.session.turns:
-                self.say(f"Question {number}, again?", pick(self.life.talk(self.session.talk.key), number))
+                self.say(f"Question {number % 10}, again?", pick(self.life.talk(self.session.talk.key), number))
             case "file":
                 self.file(number)
             case "talk":
                 self.session.open_talk(pick([None, *self.state.list_talks()], number))
             case "better" if ids:
-                texts = ["In short: tea.", "In short: milk.", "Water.", self.life.newest(id).reply]
-                self.react(id, "better", pick(texts, number), pick([None, None, *SCOPES], number // 2))
+                own = self.life.newest(id).reply
+                texts = ["In short: tea.", "In short: milk.", "In short: tea.", own.removeprefix("In short: "), own]
+                is_plain = self.life.turns[id].reads and number % 2  # the form is taken out
+                text, scope = pick(texts, number), [None, None, None, *SCOPES][number // 5 % 6]
+                self.react(id, "better", *((texts[3], None) if is_plain else (text, scope)))
             case "up" | "down" | "here_too" | "not_here" if ids:
                 self.react(id, verb)
             case "scope":
@@ -230,7 +267,7 @@ class Pair:
             case "forget" if ids:
                 self.forget([id])
             case "trim":
-                self.trim()
+                self.trim(number)
             case "habit":
                 self.show_habit()
             case "elsewhere":
@@ -301,8 +338,8 @@ def show_card(rows):
     return [(row.label, row.count, row.num_answers, row.base_count, row.scopes) for row in rows]
 
 
-VERBS = ["say"] * 5 + ["better"] * 3 + ["settle", "undo", "replace", "forget", "scope"] * 2
-VERBS += "file talk up down here_too not_here scope_all always learn unlearn base trim habit elsewhere".split()
+VERBS = "settle undo replace scope learn file talk up down here_too not_here scope_all always unlearn habit elsewhere"
+VERBS = VERBS.split()
 
 
 def describe(state):
@@ -344,6 +381,8 @@ def replace_encoder(patch):
     patch.setattr(recall, "is_private", is_private)
     patch.setattr(pocket(), "engine", SimpleNamespace(is_here=True, reads_adapters=True))
     patch.setattr(Memory, "start_warming", lambda self, state: None)
+    patch.setattr(chat, "describe_wishes", lambda message: [])
+    patch.setattr(Background, "start_timer", lambda self: None)
     patch.setattr(Model, "use_adapter", lambda self, adapter: nullcontext(self))
     patch.setattr(
         personalizer, "load_last_adapter", lambda state, folder: getattr(state.find_last_round(), "adapter", None)
@@ -366,24 +405,21 @@ def open_session(folder, policy, clock):
     return ChatSession(pocket(), folder, clock=clock, idle_seconds=999.0, **options)
 
 
-QUESTION_FORGOTTEN = (
-    "say better settle say say say up say:8 learn better:1 say say learn say better:4 replace:2 forget:7"
-)
-LIKED_ALONE = "say:1 say:2 up learn talk say:4 say:7 say:8 undo say:5"
-GIVEN = [[(step + ":0").split(":")[:2] for step in steps.split()] for steps in (QUESTION_FORGOTTEN, LIKED_ALONE)]
 SEEDS = [
-    pytest.param(range(60), id="some"),
-    pytest.param(range(60, 400), id="many", marks=pytest.mark.later),
+    pytest.param(range(90), id="some"),
+    pytest.param(range(90, 600), id="many", marks=pytest.mark.later),
 ]
 
 
 def draw_verbs(seed) -> tuple:  # (policy, (verb, number) pairs): a few kinds of verbs, each often
     draw = random.Random(seed)
-    policy = POLICIES[0] if seed < len(GIVEN) else draw.choice([POLICIES[0], *POLICIES])
-    if seed < len(GIVEN):
-        return policy, [(verb, int(number)) for verb, number in GIVEN[seed]]
-    kinds = draw.sample(VERBS, draw.randint(3, 9))
-    return policy, [(draw.choice(["say", *kinds]), draw.randint(0, 9)) for _ in range(draw.randint(12, 40))]
+    policy = draw.choice([POLICIES[0], *POLICIES])
+    kinds = draw.sample(VERBS, draw.randint(3, 9)) + draw.sample(
+        ["forget", "trim", "trim", "base"], draw.choice([0, 1])
+    )
+    first = draw.choice(["", "say better talk say better talk say better", "say say better say better"]).split()
+    verbs = first + [draw.choice(["say", "better", *kinds]) for _ in range(draw.randint(10, 30))]
+    return policy, [(verb, draw.randint(0, 9999)) for verb in verbs]
 
 
 @pytest.mark.parametrize("seeds", SEEDS)

@@ -245,9 +245,9 @@ class Memory:
         "Return what the person said of themselves; each message is read once. A clock that goes back changes no order."
         own = [self.archive.dialogues[id] for id in state.own]
         if not self.said:
-            stored = {id: row for id, row in self.archive.said.items() if row and row["fit"] == FIT and id in state.own}
-            texts = {id: [Statement(**fields) for fields in row["found"]] for id, row in stored.items()}
-            self.said = {id: (self.archive.dialogues[id].prompt, found) for id, found in texts.items()}
+            for id, row in self.archive.said.items():
+                if row and row["fit"] == FIT and id in state.own:
+                    self.said[id] = self.archive.dialogues[id].prompt, [Statement(**one) for one in row["found"]]
         new = [d for d in own if d.id not in self.said or self.said[d.id][0] != d.prompt]
         self.said |= {d.id: (d.prompt, []) for d in new}
         for statement in find_statements(new):

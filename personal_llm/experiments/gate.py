@@ -684,7 +684,7 @@ README_ROWS = {  # label -> (rule, state, condition); state: "start", or the pro
     "**behind the gate**, on the first day": (PACKAGE, "start", "always"),
     "**behind the gate**, 400 dialogues later": (PACKAGE, 0.0, "always"),
 }
-README_METRICS = ("own", "seen", "unseen", "other_opens")
+README_METRICS = ("own", "seen", "unseen", "plain")
 
 
 def score_readme(rule: str, state, condition: str) -> dict:  # metric -> an estimate
@@ -695,7 +695,7 @@ def score_readme(rule: str, state, condition: str) -> dict:  # metric -> an esti
 
 def write_readme_table() -> str:
     "Write the README's table: where three corrections act, for people who want a form in one subject."
-    heads = ("where it belongs", "subjects left alone", "other subjects", "unrelated prompts affected")
+    heads = ("where it belongs", "subjects left alone", "other subjects", "general questions")
     lines = [f"| the form in replies | {' | '.join(heads)} |", "|---|---|---|---|---|"]
     widths = []
     for label, row in README_ROWS.items():
@@ -711,15 +711,14 @@ def write_readme_table() -> str:
 def write_readme_threshold() -> str:
     "Write what the gate has and a threshold on the same encoder hasn't, in numbers."
     people = [name for name in FOREIGN if (name, "always") in read_replies()]
-    ours, theirs = (
-        np.array([score(name, rule)["own"] for name in people]) for rule in (PACKAGE, "threshold, same encoder")
-    )
-    kept = [f"{habits.mean():.2f}".lstrip("0") for habits in (ours, theirs)]
-    more = write_numbers(mean_over_users(ours - theirs))
+    scores = [[score(name, rule) for name in people] for rule in (PACKAGE, "threshold, same encoder")]
+    means = {m: [np.mean([one[m] for one in found]) for found in scores] for m in ("own", "unseen", "plain")}
+    own, unseen, plain = (" and ".join(f"{one:.2f}".lstrip("0") for one in pair) for pair in means.values())
     return (
         "Without any of it, no reply has the form. The threshold, chosen on other people, does about as well as the "
-        f"gate here. For {len(people)} people in four other languages the gate keeps the form in {kept[0]} and the "
-        f"threshold in {kept[1]} of the replies where it belongs ({more} more)."
+        f"gate here, with less in other subjects. For {len(people)} people in four other languages gate and threshold "
+        f"have the form in {own} of the replies where it belongs, in {unseen} in other subjects, and in {plain} after "
+        "general questions: the gate is wider there, in the right places and in wrong ones."
     )
 
 
@@ -738,9 +737,9 @@ def write_readme_answer() -> str:
         for metric, sign in (("own", 1), ("seen", -1))
     )
     return (
-        "You'd have to know what to write, and it acts in every reply. Beside the better of the two above, the gate "
-        f"keeps the form in {kept} more of the replies where it belongs, which may be chance, and spares {spared} of "
-        "those in subjects left alone, which isn't."
+        "You'd have to know what to write, and it acts in every reply. Against the better one, in the second row, the "
+        f"gate has the form in {kept} more of the replies where it belongs, which may be chance, and in {spared} fewer "
+        "in subjects left alone, which isn't."
     )
 
 
@@ -754,14 +753,15 @@ def write_readme_night() -> str:
         (condition, metric): np.mean(
             [score(row["user"], PACKAGE, "start", condition, replies)[metric] for row in nights]
         )
-        for condition in ("always", "adapter")
+        for condition in ("always", "adapter", "bare")
         for metric in ("own", "right")
     }
     write = lambda *key: f"{means[key]:.2f}".replace("0.", ".")
     return (
-        f"Four of these people gave sixteen answers. As a fine-tune behind the gate they put the form into "
-        f"{write('adapter', 'own')} of the replies where it belongs, three corrections as examples into "
-        f"{write('always', 'own')}; right answers are {write('adapter', 'right')} and {write('always', 'right')}."
+        f"For four of the sixteen people we also fine-tuned on sixteen corrections each. Behind the gate, "
+        f"{write('adapter', 'own')} of the replies where it belongs have the form, and {write('adapter', 'right')} are "
+        f"right; with three corrections as examples it is {write('always', 'own')} and {write('always', 'right')} (the "
+        f"base model: {write('bare', 'right')} right). Four people are few, and the intervals overlap."
     )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gatereal2

@@ -27,7 +27,10 @@ function makeInstruction(row) {
     const text = prompt("Instruction for all replies", row.text);
     if (text?.trim()) await instruct(text);
   };
-  return makeKnown(row, edit, () => instruct(""));
+  const item = makeKnown(row, edit, () => instruct(""));
+  const about = `End: ${row.text}`; // its words stay stored
+  Object.assign(item.querySelector("[name=drop]"), { textContent: "End", ariaLabel: about, title: about });
+  return item;
 }
 
 export async function loadKnown() {
