@@ -335,7 +335,7 @@ class Life:
         found |= dict(before=before, adapter=self.adapter(prompt), reasons=reasons)
         return SimpleNamespace(**found, is_silent=bool(applying) and not reads)
 
-    def find_lost(self, ids: list) -> tuple:  # (turns, replies, adapters)
+    def find_lost(self, ids: list, keep=()) -> tuple:  # keep: ids -> (turns, replies, adapters)
         "Which turns go with some, which replies, since they read what goes, and which adapters."
         gone = {*ids}
         while more := {old for old, new in self.replaced.items() if new in gone and old in self.turns} - gone:
@@ -344,7 +344,9 @@ class Life:
         emptied = []
         for id, turn in self.turns.items():
             is_lost = lambda other: turn.step < since.get(other, 0)
-            has_read = any(map(is_lost, [*turn.before, *turn.reads])) or not gone.isdisjoint(turn.said)
+            has_read = any(map(is_lost, [*turn.before * (id not in keep), *turn.reads])) or not gone.isdisjoint(
+                turn.said
+            )
             if id not in gone and has_read and turn.reply and turn.origin == "model":
                 emptied.append(id)
                 own = [act.step for act in self.acts if act.kind == "better" and id in act.ids]

@@ -18,10 +18,11 @@ from test_course import COURSE, LESSONS, TASKS
 
 from personal_llm.buffer.scoring import in_domain_dissimilarity
 from personal_llm.course.checks import SEED, check, mark
+from personal_llm.course.hand_ins import list_hand_ins
 from personal_llm.course.tasks_4 import BestOf
 
 ASSIGNMENTS = COURSE / "assignments"
-PARTS = ("CourseDirectory", "ClearSolutions", "ExecutePreprocessor", "FileNameCollectorPlugin")
+PARTS = ("CourseDirectory", "ClearSolutions", "ExecutePreprocessor", "ZipCollectApp")
 MARKED = [(n, name) for n in LESSONS for name, task in TASKS[n].items() if task.is_marked]
 
 
@@ -89,6 +90,16 @@ CLASS = {  # learner -> (answers, points)
 }
 
 
+def twice(text: str) -> str:
+    "A notebook with its last cell there twice."
+    notebook = json.loads(text)
+    return json.dumps(notebook | dict(cells=[*notebook["cells"], notebook["cells"][-1]]))
+
+
+LOST = {"ed": twice, "fay": lambda text: "", "gus": lambda text: text[:99]}
+LISTED = dict(ed="test_idd_function is there 2 times", fay="empty file", gus="invalid: not a notebook", hal="missing")
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("nbgrader"), reason="needs nbgrader: pip install -e '.[course]'")
 def test_a_class_of_three_goes_through_nbgrader(tmp_path):
     room = tmp_path / "class"
@@ -104,13 +115,21 @@ def test_a_class_of_three_goes_through_nbgrader(tmp_path):
     nbgrader("generate_assignment", "assignment_3")
     released = (room / "release/assignment_3/assignment_3.ipynb").read_text(encoding="utf-8")
     assert "check(" in released and not re.search(r"SOLUTION|HIDDEN|mark\(|np\.log|linalg", released)
-    counts = {}
+    file_of = lambda learner: room / "submitted" / learner / "assignment_3" / "assignment_3.ipynb"
     for learner, (answers, _) in CLASS.items():
-        file = room / "submitted" / learner / "assignment_3" / "assignment_3.ipynb"
-        hand_in(file, released, answers)
-        counts[learner] = file.read_text(encoding="utf-8").count("grade_id")
-    assert counts["di"] < counts["anna"] == released.count("grade_id"), "the notes let a teacher count them"
+        hand_in(file_of(learner), released, answers)
+    for learner, content in LOST.items():
+        hand_in(file_of(learner), released, RIGHT)
+        text = file_of(learner).read_text(encoding="utf-8")
+        file_of(learner).write_text(content(text), encoding="utf-8")
+    listed = list_hand_ins("assignment_3", ["hal"], room)
+    assert listed == dict(anna="", bo="", cy="nothing is answered", di="test_idd_function is missing", **LISTED)
+    for learner in LOST:
+        shutil.rmtree(room / "submitted" / learner)
     nbgrader("autograde", "assignment_3")
+    hand_in(file_of("bo"), released, RIGHT)
+    again = "handed in again after the mark"
+    assert [who for who, what in list_hand_ins("assignment_3", room=room).items() if again in what] == ["bo"]
     nbgrader("generate_feedback", "assignment_3")
     nbgrader("export", "--to", "marks.csv")
     rows = csv.DictReader((room / "marks.csv").read_text(encoding="utf-8").splitlines())
@@ -128,13 +147,18 @@ def hand_in(file: Path, released: str, answers: dict) -> None:
     for cell in notebook["cells"]:
         cell["source"] = answers.get(cell["metadata"].get("nbgrader", {}).get("grade_id"), cell["source"])
     notebook["cells"] = [cell for cell in notebook["cells"] if cell["source"] is not None]
-    file.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(notebook), encoding="utf-8")
 
 
-COLLECTED = {  # a file of a platform -> the learner's folder
+COLLECTED = {  # a file of a platform, a browser or Jupyter -> the learner's folder
     "anna_assignment_1.ipynb": "anna",
-    "week1_bo_assignment_10.ipynb": "bo",
+    "meier_anna_Assignment_10 (1).ipynb": "meier_anna",
+    "anna-lena_assignment-3-Copy1.ipynb": "anna-lena",
+    "j.weiß_assignment_3.ipynb": "j.weiß",
+    "mu\u0308ller_assignment_3.ipynb": "m\u00fcller",
+    "group 2/bo_assignment_3.ipynb": "bo",
+    "bo/assignment_3.ipynb": "bo",
     "Ana María Pérez_41237_assignsubmission_file_assignment_1.ipynb": "41237",  # Moodle
     "Ana María Pérez_41238_assignsubmission_file_/assignment_1.ipynb": "41238",  # another person of that name
     "O'Neil, Sam_7_assignsubmission_file/assignment_2.ipynb": "7",
@@ -143,13 +167,37 @@ COLLECTED = {  # a file of a platform -> the learner's folder
 }
 
 
-def test_files_of_learning_platforms_are_sorted_by_learner(monkeypatch):
-    config = types.SimpleNamespace(**{name: types.SimpleNamespace() for name in PARTS})
-    monkeypatch.setattr("builtins.get_config", lambda: config, raising=False)
-    monkeypatch.setattr(os, "environ", {})
-    runpy.run_path(str(ASSIGNMENTS / "nbgrader_config.py"))
-    pattern = config.FileNameCollectorPlugin.named_regexp
-    found = {name: re.match(pattern, f"/class/downloaded/assignment_1/extracted/{name}") for name in COLLECTED}
-    assert {name: match and match["student_id"] for name, match in found.items()} == COLLECTED
-    assert all(match["file_id"] in name for name, match in found.items())
-    assert not re.match(pattern, "/class/downloaded/assignment_1/extracted/notes.ipynb")
+@pytest.fixture
+def load_config(monkeypatch):
+    pytest.importorskip("nbgrader")
+
+    def load(seed="7"):
+        config = types.SimpleNamespace(**{name: types.SimpleNamespace() for name in PARTS})
+        monkeypatch.setattr("builtins.get_config", lambda: config, raising=False)
+        monkeypatch.setattr(os, "environ", {SEED: seed})
+        runpy.run_path(str(ASSIGNMENTS / "nbgrader_config.py"))
+        return config
+
+    return load
+
+
+def test_files_of_platforms_browsers_and_jupyter_are_sorted_by_learner(load_config, caplog):
+    collector = load_config().ZipCollectApp.collector_plugin()
+    for name, learner in COLLECTED.items():
+        found = collector.collect(f"/class/downloaded/assignment_1/extracted/{name}")
+        assert found["student_id"] == learner and found["file_id"][11:] in name, name
+    assert collector.collect("/class/downloaded/assignment_1/extracted/notes.ipynb") is None
+    assert "Two files of bo: group 2/bo_assignment_3.ipynb and bo/assignment_3.ipynb" in caplog.text
+
+
+@pytest.mark.parametrize("seed", ["WS26", "0", "-3", "1.5", "", "12345678901"])
+def test_a_seed_that_cannot_be_used_is_refused_before_marking(load_config, seed):
+    with pytest.raises(SystemExit, match="whole number"):
+        load_config(seed)
+
+
+def test_a_thread_that_calls_the_librarys_solution_is_watched():
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(AssertionError, match="write it yourself"):
+        mark(3, "idd function", lambda *case: pool.submit(in_domain_dissimilarity, *case).result())

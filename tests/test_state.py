@@ -12,7 +12,7 @@ from personal_llm.buffer.buffer import Buffer
 from personal_llm.memory.feedback import SCOPES, Scope
 from personal_llm.memory.gate import Evidence
 from personal_llm.buffer.scoring import Scores
-from personal_llm.device.archive import ARCHIVE_FILE, Archive, count_bytes
+from personal_llm.device.archive import ARCHIVE_FILE, Archive, count_bytes, delete_dialogues
 from personal_llm.device.forgetting import trim
 from personal_llm.device.state import State, count_questions, decide, open_state, scores_to_dict
 from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_unlearned
@@ -147,6 +147,15 @@ def test_an_answer_that_changed_while_it_was_learned_is_not_learned():
     state.record("tuned", **ROUND)
     state.record("learned", "0", is_old=True)
     assert list_unlearned(state) == ["0"] == list_unlearned(open_state(state.archive))
+
+
+def test_a_reply_that_used_what_was_trimmed_stays_without_a_say():
+    state = open_new("fifo")
+    for number in range(2):
+        tell(state, number, id=f"{number}", talk=f"talk {number}")
+    tell(state, 2, "talk 2", id="2", reads=["0"])
+    delete_dialogues(state.archive, ["0"])
+    assert [d.id for d in get_evidence(open_state(state.archive)).left_alone] == ["1"]
 
 
 def test_an_undone_answer_waits_for_a_new_one_and_the_status_counts_it():

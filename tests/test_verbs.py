@@ -208,6 +208,11 @@ class Pair:
 
     def forget(self, ids):
         gone, emptied, adapters = self.life.find_lost(ids)
+        if server is not None:
+            shown = server.forget(self.session, server.Change(ids=ids, dry=True))
+            can_stay = {id: id not in self.life.find_lost(ids, emptied)[1] for id in emptied}
+            assert {row["id"]: row["can_stay"] for row in shown["rows"]} == can_stay
+            assert len(shown["others"]) == len(gone) + len(adapters)
         plan = self.session.forget(ids=ids)
         assert (plan.dialogues, plan.replies, plan.adapters) == (tuple(gone), tuple(emptied), tuple(adapters))
         self.life.forget(gone, emptied)

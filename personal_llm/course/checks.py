@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUESTIONS', 'EMPTY', 'KINDS', 'SHARES', 'COURSE', 'SEED', 'later', 'Wrong', 'Task', 'Lesson', 'values_of', 'is_open',
-           'plain', 'describe', 'misfit_of_row', 'as_array', 'same', 'Verdict', 'one_line', 'call_each', 'cases_of',
-           'misfit', 'check', 'mark']
+           'plain', 'describe', 'only', 'misfit_of_row', 'as_array', 'same', 'Verdict', 'one_line', 'call_each',
+           'cases_of', 'misfit', 'check', 'mark']
 
 # %% ../../nbs/course/00_checks.ipynb #801d8403
 import copy
@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from decimal import Decimal
@@ -170,6 +171,13 @@ def describe(answer) -> str:
     return "None" if answer is None else "`...`" if answer is ... else f"a value of type {type(answer).__name__}"
 
 
+def only(answer):
+    "Return the value of a plain list or array of one, however deep; else the answer."
+    while isinstance(answer, (list, np.ndarray)) and len(answer) == 1:
+        answer = plain(answer[0])
+    return answer
+
+
 def misfit_of_row(answer, rows: int, otherwise: str = "") -> str:  # a sentence, or ""
     "Describe why an answer is not the number of a row."
     if type(answer) in (int, float) and answer in range(rows):
@@ -297,12 +305,16 @@ def _judge_function(task: Task, answer: Callable, seed: int) -> str:  # "", the 
     right = _results(task.value(task.right), cases)
     if any(value is ... for value in got):
         return "open"
-    fits = [same(_unwrap(x, y), y, task.tolerance) for x, y in zip(got, right)]
+    fits = _fits(task, got, right)
+    again = _fits(task, _results(answer, cases[::-1])[::-1], right)
+    if any(first and not second for first, second in zip(fits, again)):
+        return "right at the first call only: keep nothing between calls, and draw nothing without a seed"
     if all(fits):
         return ""
     for wrong in task.wrongs:
         others = _results(task.value(wrong.answer), cases)
-        if all(same(_unwrap(x, y), y, task.tolerance) for x, y in zip(got, others)):
+        overflows = [_is_infinite(value) for value in got]  # a slip is known in the other cases, too
+        if not all(overflows) and all(map(max, _fits(task, got, others), overflows)):
             return wrong.name
     for place, (error, fit) in enumerate(zip(raised, fits)):
         if error and not fit:
@@ -310,6 +322,15 @@ def _judge_function(task: Task, answer: Callable, seed: int) -> str:  # "", the 
     misfits = ["" if fit else _misfit_of_result(x, y) for x, y, fit in zip(got, right, fits)]
     place = next((i for i, text in enumerate(misfits) if text), fits.index(False))
     return _reason(task, got[place], misfits[place], fits) + _where(cases[place], got[place])
+
+
+def _fits(task: Task, got: list, wanted: list) -> list:  # truth values
+    return [same(_unwrap(x, y), y, task.tolerance) for x, y in zip(got, wanted)]
+
+
+def _is_infinite(value) -> bool:
+    array = as_array(value)
+    return array is not None and not np.isfinite(array).all()
 
 
 def _where(case: tuple, *got) -> str:
@@ -329,7 +350,10 @@ def _reason(task: Task, got, misfit: str, fits: list) -> str:
 
 
 def _unwrap(value, like):
-    "Return a list of one number as a number, a column as a row: other forms of the same result."
+    "Return a list of one value as the value, a column as a row: other forms of the same result."
+    if isinstance(value, dict) and isinstance(like, list):
+        value = [*value.values()]  # named parts
+    value = value if isinstance(like, (list, np.ndarray)) else only(value)
     are_names = isinstance(value, (list, frozenset)) and isinstance(like, list) and _is_texts(value)
     if are_names and sorted(value) == sorted(like):
         return like  # names in any order, each once
@@ -500,8 +524,8 @@ def check(
 
 def _judge(task: Task, answer, seed: int) -> str:  # "" when right, the name of a wrong one, or a sentence
     answer = _read_numbers(answer, task) if task.kind in ("number", "numbers") else answer
-    if task.kind == "choice" and isinstance(answer, (list, frozenset)) and len(answer) == 1:
-        [answer] = answer
+    if task.kind == "choice":
+        answer = only(list(answer) if isinstance(answer, frozenset) else answer)
     if reason := misfit(task, answer):
         return reason
     if task.judge:
@@ -521,12 +545,16 @@ def _watch(function: Callable, solution: Callable, called: list) -> Callable:
         if event == "call" and (frame.f_code is code or frame.f_code.co_filename.startswith(COURSE)):
             called.append(frame.f_code.co_name)
 
+    watch_threads = getattr(threading, "setprofile_all_threads", threading.setprofile)  # before 3.12: new ones only
+
     def call(*arguments):
+        watch_threads(look)
         sys.setprofile(look)
         try:
             return function(*arguments)
         finally:
             sys.setprofile(None)
+            watch_threads(None)
 
     return call
 

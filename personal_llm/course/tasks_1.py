@@ -48,6 +48,10 @@ def _overflowing(scores: np.ndarray) -> np.ndarray:
         return np.log(np.exp(scores) / np.exp(scores).sum())
 
 
+def _clipped(scores: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(np.exp(log_softmax(scores)), 1e-12))
+
+
 TASKS.add(
     "log softmax",
     "Write `log_softmax(scores)`: logs of probabilities, in nats.",
@@ -61,7 +65,7 @@ TASKS.add(
     ("half moved", lambda x: x - np.log(np.exp(x - x.max()).sum()), "the largest score was taken off in the sum only"),
     ("no sum", lambda x: x - x.max(), "their exponentials do not sum to one"),
     ("halved", lambda x: log_softmax(x / 2), "the scores were divided before the softmax: a temperature"),
-    ("clipped", lambda x: np.log(np.maximum(np.exp(log_softmax(x)), 1e-12)), "small probabilities were cut off"),
+    ("clipped", _clipped, "small probabilities were cut off"),
     tries=[(np.array(x),) for x in ([0.0, 0.0], [1.0, 2.0, 4.0], [-3.0, 0.5], [0.0, 9999.0, 10000.0, 0.0])],
     draw=lambda random: (random.normal(scale=3.0, size=random.integers(2, 12)),),
 )
@@ -80,7 +84,15 @@ def _draw_case(random, tokens: int = 0, start: int = 0) -> tuple:  # (scores, id
 
 def _over(axis) -> object:
     "Return the loss with a softmax over the wrong axis, or over the whole table."
-    return lambda s, i, n: answer_nll(s - np.log(np.exp(s).sum(axis, keepdims=True)), i, n, normalise=np.asarray)
+
+    def mistaken(scores, ids, start):
+        moved = scores - scores.max(axis, keepdims=True)
+        return answer_nll(moved - np.log(np.exp(moved).sum(axis, keepdims=True)), ids, start, normalise=np.asarray)
+
+    return mistaken
+
+
+_SCORES, _IDS, _START = _draw_case(make_generator(4, "lesson 1"), 6, 2)
 
 
 LOSS_MISTAKES = (
@@ -106,9 +118,19 @@ TASKS.add(
     ("softmax over the table", _over(None), "one softmax was taken over the whole table; each row has its own"),
     ("the likeliest tokens", lambda s, i, n: -sum(log_softmax(x).max() for x in s[n - 1 : -1]), "the tokens are given"),
     ("start counted from 1", lambda s, i, n: answer_nll(s, i, n - 1), "a token before the answer is counted"),
+    (
+        "overflow",
+        lambda s, i, n: answer_nll(s, i, n, normalise=_overflowing),
+        "e to the power of a large score overflows: take off the largest score of each row first",
+    ),
+    ("clipped", lambda s, i, n: answer_nll(s, i, n, normalise=_clipped), "small probabilities were cut off"),
     tries=[
         _draw_case(make_generator(s, "lesson 1"), n, start)
         for s, n, start in ((0, 7, 4), (1, 5, 2), (2, 9, 6), (3, 6, 1))
+    ]
+    + [
+        (_SCORES + 900.0 * np.arange(6)[:, None], _IDS, _START),  # no two rows share a maximum
+        (40.0 * _SCORES, _IDS, _START),  # tokens of tiny probability
     ],
     draw=_draw_case,
     hint="for this case, write each token of the answer beside the row that speaks of it",

@@ -32,15 +32,17 @@ def replay(dialogues: dict, events: list) -> dict:  # id -> (prompt, response); 
     return responses
 
 
-def _change_replay(answered=("corrected", "approved"), first=False, evicts="now", response=lambda t, d, old: t or d[1]):
-    "Return a replay with one part exchanged."
+def _change_replay(answered=("corrected", "approved"), first=False, evicts="now", response=lambda text, own, old: text):
+    "Return a replay with one part exchanged; the text of an approval is None."
 
     def mistaken(dialogues, events):
         gone = {id for kind, id, _ in events if kind == "evicted"} if evicts == "for good" else set()
         responses = {}
         for kind, id, text in events:
             if kind in answered and not (first and id in responses):
-                responses[id] = response(text, dialogues[id], responses.get(id))
+                text = text if kind == "corrected" else None
+                found = response(text, dialogues[id][1], responses.get(id))
+                responses[id] = dialogues[id][1] if found is None else found
             elif kind == "evicted" and evicts == "now":
                 responses.pop(id, None)
             elif kind == "evicted" and evicts == "none":
@@ -56,7 +58,9 @@ def _draw_events(random) -> tuple:  # (dialogues, events)
     events = [("offered", id, "") for id in ids]
     for number in range(int(random.integers(4, 14))):
         kind = str(random.choice(["offered", "asked", "corrected", "approved", "evicted"]))
-        events.append((kind, str(random.choice(ids)), f"correction {number}" if kind == "corrected" else ""))
+        id = str(random.choice(ids))
+        text = str(random.choice([f"correction {number}", f"correction {number}", f"response {id}", ""]))
+        events.append((kind, id, text if kind == "corrected" else ""))
     return {id: (f"prompt {id}", f"response {id}") for id in ids}, events
 
 # %% ../../nbs/course/tasks_10.ipynb #8b73897f
@@ -84,8 +88,17 @@ TASKS.add(
     ("evicted ones stay", _change_replay(evicts="never"), "an evicted dialogue isn't a memory"),
     ("evicted for good", _change_replay(evicts="for good"), "a dialogue that is answered again is a memory again"),
     ("evicted ones are empty", _change_replay(evicts="none"), "an evicted dialogue is left out, not empty"),
-    ("texts of events", _change_replay(response=lambda text, own, old: text), "an approval has no text of its own"),
-    ("a correction stays", _change_replay(response=lambda t, own, old: t or old or own[1]), "later approvals count"),
+    (
+        "texts of events",
+        _change_replay(response=lambda text, own, old: text or ""),
+        "an approval has no text of its own",
+    ),
+    (
+        "a correction stays",
+        _change_replay(response=lambda t, own, old: old if t is None else t),
+        "later approvals count",
+    ),
+    ("empty ones are lost", _change_replay(response=lambda t, own, old: t or own), "an empty correction counts, too"),
     ("asked is answered", _change_replay(("corrected", "approved", "asked")), "a question isn't an answer yet"),
     tolerance=0,
     tries=[(EVENTS_DIALOGUES, EVENTS), (EVENTS_DIALOGUES, [])],
@@ -201,6 +214,9 @@ TASKS.add(
         ("Rest it.", "Arrest it, resting items."),
         ("So rest it, walk and then rest it two days.", "Rest it: then rest it, walk, and then rest it two days!"),
         ("Two days: rest it.", "Rest it for two days."),
+        ("Take 2 pills daily.", "Take 3 pills daily."),
+        ("Früh müde? Für Bücher schon!", "früh müde, für Bücher schön"),
+        ("Rest it.", ""),
     ],
     draw=_draw_texts,
 )
@@ -262,6 +278,7 @@ TASKS.add(
     tries=[
         (np.array([0.6, 0.8]), np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.8, -0.6], [0.0, -1.0]])),
         (np.array([1.0, 0.0]), np.array([[0.0, 1.0]]), np.zeros((0, 2))),
+        *((np.array([1.0, 0.0]), np.array([[x, 0.8]]), np.array([[0.6, 0.8]])) for x in (0.5999, 0.6, 0.6001)),
         *(_draw_sides(np.random.default_rng(number)) for number in range(24)),
     ],
     draw=_draw_sides,

@@ -69,9 +69,20 @@ TASKS.add(
     ("sum, not mean", lambda x, lag: autocorrelation(x, lag) * (len(x) - lag), "a sum of products; take the mean"),
     ("standard deviation", lambda x, lag: _covariance(x, lag) / x.std(), "the divisor is the variance"),
     ("lag ignored", lambda x, lag: autocorrelation(x, 1), "every lag gives the same: where is `lag` used?"),
-    tolerance=0.01,
+    (
+        "n − 1",
+        lambda x, lag: autocorrelation(x, lag) * (len(x) - 1) / len(x),
+        "this variance divides by n − 1 (`ddof=1`); take the mean of the squares, as for the products",
+    ),
+    tolerance=0.001,
     draw=_draw_sequence,
-    tries=[(_chain(0), 2), (_chain(1), 5), (_chain(2), 3), (np.array([1.0, 2, 4, 8, 3, 1]), 2)],
+    tries=[
+        (_chain(0), 2),
+        (_chain(1), 5),
+        (_chain(2), 3),
+        (np.array([1.0, 2, 4, 8, 3, 1]), 2),
+        (5 + _chain(3) / 100, 2),
+    ],
 )
 
 # %% ../../nbs/course/tasks_2.ipynb #8a7c168a
@@ -154,13 +165,17 @@ def _group_cases(seed: int = 0) -> list:  # (the group of each row, in blocks as
     return cases
 
 
+_FEW = [f"{name}{end}" for name in ("ana", "Ana", "bo", "Bo", "cy") for end in ("", " ") for _ in range(3)]  # 10 groups
+
+
 def _judge_split(split, seed: int) -> str:  # "", a mistake's name, or a sentence
-    "Try a split on several files, and on the first one with two hundred seeds."
+    "Try a split on several files, and on the first and the smallest one with two hundred seeds."
+    files = [*_group_cases(seed), _FEW]
     tables = []  # of each file: (seeds, groups) truth values
-    for place, groups in enumerate(_group_cases(seed)):
+    for place, groups in enumerate(files):
         begins = [groups.index(name) for name in dict.fromkeys(groups)]
         rows = []
-        for one_seed in [seed + place, *(range(seed, seed + 200) if place == 0 else ())]:
+        for one_seed in [seed + place, *(range(seed, seed + 200) if groups in (files[0], _FEW) else ())]:
             mask = as_array(answer := plain(split(list(groups), one_seed)))
             if mask is None or mask.size != len(groups) or not np.isin(mask, (0, 1)).all():
                 return f"{len(groups)} truth values were expected, one a row; your function gave {describe(answer)}"
@@ -168,12 +183,23 @@ def _judge_split(split, seed: int) -> str:  # "", a mistake's name, or a sentenc
                 return "split by row"
             rows.append(mask.ravel()[begins].astype(bool))
         tables.append(np.array(rows))
+    *tables, few = tables
     if (tables[0][0] != tables[0][1]).any():
         return "the same seed gave two different tests"
-    first = _group_cases(seed)[0]
-    if _depends_on_hashes(split, first, seed):
+    if _depends_on_hashes(split, files[0], seed):
         return "a set has another order each time Python starts, and so gives another test: sort the names"
-    return _judge_tables(tables, tables[0][1:], np.array([first.count(name) for name in dict.fromkeys(first)]))
+    sizes = np.array([files[0].count(name) for name in dict.fromkeys(files[0])])
+    return _judge_tables(tables, tables[0][1:], sizes) or _few_fault(few)
+
+
+def _few_fault(table: np.ndarray) -> str:  # table: (seeds, 10 groups); "" or a sentence
+    if len(np.unique(table.T, axis=0)) < table.shape[1]:
+        return "names that differ in capitals or blanks only are names of different groups"
+    counts = table.sum(1)
+    found = (
+        f"of ten groups, {counts.min()} to {counts.max()} are reserved: always take two, with no coin for each group"
+    )
+    return "" if (counts == 2).all() else found
 
 
 def _depends_on_hashes(split, groups: list, seed: int) -> bool:
@@ -198,7 +224,7 @@ def _judge_tables(tables: list, table: np.ndarray, sizes: np.ndarray) -> str:
     if fault := _draw_fault(table, sizes):
         return fault
     shares = np.concatenate([one.mean(1) for one in tables])
-    off = abs(table.mean() - 0.2) * table.shape[1]  # groups; coins for the groups have 0 ± 0.3
+    off = abs(table.mean() - 0.2) * table.shape[1]  # groups
     if off < 1 and shares.max() < 0.55 and table.mean(1).std() < 0.08:
         return ""
     found = f"{shares.min():.0%} to {shares.max():.0%} of the groups are reserved"

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'NAMES', 'SCORES', 'NEW', 'BINS', 'SEEN', 'PLACE', 'FATES', 'BAIT', 'SLOTS', 'DIALOGUES', 'rule_cases',
-           'sdss_rule', 'locked', 'hidden_streams', 'NoLabels', 'signal_share', 'BestOf', 'Labelled']
+           'sdss_rule', 'locked', 'hidden_streams', 'NoLabels', 'kept_ids', 'signal_share', 'BestOf', 'Shared',
+           'Sorting', 'Labelled']
 
 # %% ../../nbs/course/tasks_4.ipynb #ba625d44
 from dataclasses import replace
 from functools import cache
+from itertools import count
 
 import numpy as np
 
 from ..base.core import InputError, make_generator
 from ..base.models import load_model
 from ..buffer.buffer import Buffer
-from .checks import KINDS, Lesson, misfit_of_row, plain
+from .checks import KINDS, Lesson, misfit_of_row, only, plain
 from ..recipes.people import USERS, user_stream
 from ..data.reading import load_samples
 from ..buffer.policies import FIFOPolicy, SDSSPolicy, Policy, ReservoirPolicy
@@ -35,7 +37,7 @@ def rule_cases(seed: int = 0) -> list:  # (scores, arrival, own)
     cases, random = [], make_generator(seed, "lesson 4 rule")
     for beaten in (4, 3, 4, 0, 0, 1, 4, 3, 4, 4):
         own = random.uniform(4, 6, size=3).round(1)
-        margins = np.array([0.02, 1.0, 2.5, 3.9])[:beaten, None] * random.uniform(0.8, 1.0, size=(beaten, 3))
+        margins = np.array([1e-5, 1.0, 2.5, 3.9])[:beaten, None] * random.uniform(0.8, 1.0, size=(beaten, 3))
         ties = np.tile(own, (2, 1)) - [[0, 1, 1], [1, 0, 0]]
         mixed = np.tile(own, (4, 1)) + [[2, -1, -3], [-1, -3, 2], [1, 1, -4], [4, -1, 0.5]]
         scores = np.concatenate([own - margins, ties, mixed, own + random.uniform(0, 3, size=(2, 3))])
@@ -77,7 +79,7 @@ def _somebody(scores, arrival, own, random) -> int:
 def _slots(rule, cases: list, seed: int) -> list:  # of a case: a slot or None of each draw
     draw = lambda case, place, number: rule(*map(np.copy, case), make_generator(number, "lesson 4", place))
     numbers = range(seed, seed + 300)
-    return [[plain(draw(case, place, number)) for number in numbers] for place, case in enumerate(cases)]
+    return [[only(plain(draw(case, place, number))) for number in numbers] for place, case in enumerate(cases)]
 
 
 def _is_even(counts: list) -> bool:  # of each case: how often each slot was drawn
@@ -108,6 +110,8 @@ def _judge_rule(rule, seed: int) -> str:  # "", a mistake's name, or a sentence
     for wrong in TASKS["rule"].wrongs:
         if slots == [set(row) for row in _slots(wrong.answer, cases, seed)]:
             return wrong.name
+    if all(len(row) == 1 for row in slots):
+        return "other generators draw the same slot: draw with the argument `random`, and seed no generator"
     too_many = sum(bool(row - good - {None}) for row, good in zip(slots, right))
     missing = sum(bool(good - row - {None}) for row, good in zip(slots, right))
     parts = [f"in {too_many} of {len(cases)} cases an entry leaves that may not"] * bool(too_many)
@@ -148,6 +152,7 @@ def _draw_scores(random) -> tuple:  # (entries, later); whole numbers, so that s
 
 _SINGLE = np.array([[2, 2, 2], [3, 3, 3], [5, 5, 5]]), np.array([[4, 4, 4], [1, 9, 9], [9, 1, 9]])
 _TIE = np.array([[4, 4, 4], [3, 9, 9], [1, 1, 1]]), np.array([[4, 4, 5], [2, 2, 2]])
+_CLOSE = np.array([[0.5, 0.5, 0.5], [0.5, 0.4, 0.3], [0.5, 0.5, 0.5]]), np.array([[0.50001, 0.50001, 0.50001]])
 TASKS.add(
     "locked",
     "Write `locked(entries, later)`: how many entries no later dialogue beats strictly on all three scores.",
@@ -160,7 +165,7 @@ TASKS.add(
     ("the sum", _locked_if(lambda e, x: e.sum(-1) < x.sum(-1)), "the sums were compared; compare score by score"),
     ("every later one", lambda e, x: int((~(e[:, None] < x).all((1, 2))).sum()), "one that beats the entry is enough"),
     tolerance=0,
-    tries=[_SINGLE, _TIE, (SCORES, NEW[None]), (SCORES, NEW[None][:0])],
+    tries=[_SINGLE, _TIE, _CLOSE, (SCORES, NEW[None]), (SCORES, NEW[None][:0])],
     draw=_draw_scores,
 )
 
@@ -206,20 +211,33 @@ class NoLabels(dict):
     __getitem__ = __contains__ = __iter__ = get = items = values = keys = _look
 
 
+def _blind(candidates: list, first: int) -> list:
+    "Return a stream without labels; the ids are numbers from `first` on."
+    blind = [replace(c, dialogue=replace(c.dialogue, id=str(first + i), labels={})) for i, c in enumerate(candidates)]
+    for candidate in blind:
+        object.__setattr__(candidate.dialogue, "labels", NoLabels())
+    return blind
+
+
+def kept_ids(policy: type, seed: int = 0, together: bool = False) -> list:  # of each run, sorted
+    "Run a policy three times on each stream, one run after the other or all at the same time."
+    streams = [_blind(candidates, n * DIALOGUES) for n, (candidates, _) in enumerate(hidden_streams(seed))]
+    runs = [(Buffer(SLOTS, policy(), number), stream) for stream in streams for number in range(3)]
+    turns = [[(buffer, candidate) for candidate in stream] for buffer, stream in runs]
+    for some in zip(*turns) if together else turns:
+        for buffer, candidate in some:
+            buffer.add(candidate)
+    return [sorted(int(entry.dialogue.id) for entry in buffer.entries) for buffer, _ in runs]
+
+
+def _values_of_class(policy: type) -> dict:
+    return {name: repr(value) for name, value in vars(policy).items()}
+
+
 def signal_share(policy: type, seed: int = 0) -> float:  # 0 to 1, mean over streams and seeds of the buffer
     "Return which share of a policy's entries is signal after a stream; raise `InputError` for a policy that fails."
-    shares = []
-    for candidates, signal in hidden_streams(seed):
-        blind = [replace(c, dialogue=replace(c.dialogue, id=str(i), labels={})) for i, c in enumerate(candidates)]
-        for candidate in blind:
-            object.__setattr__(candidate.dialogue, "labels", NoLabels())
-        for number in range(3):
-            buffer = Buffer(SLOTS, policy(), number)
-            for candidate in blind:
-                buffer.add(candidate)
-            kept = {int(entry.dialogue.id) for entry in buffer.entries}
-            shares.append(np.mean([signal[i] for i in kept]))
-    return float(np.mean(shares))
+    signal = [is_signal for _, signals in hidden_streams(seed) for is_signal in signals]
+    return float(np.mean([np.mean([signal[id] for id in kept]) for kept in kept_ids(policy, seed)]))
 
 
 _share_of = cache(signal_share)
@@ -227,16 +245,22 @@ _share_of = cache(signal_share)
 
 def _judge_policy(policy: type, seed: int) -> str:
     "Compare a policy with a fair sample, and with SDSS; a clear difference of shares is 0.1."
+    before = _values_of_class(policy)
     try:
         share = signal_share(policy, seed)
     except InputError as error:  # the buffer says what a policy raised
-        return "reads the labels" if "reads the labels" in str(error) else f"your policy fails: {error}"
+        if "reads the labels" in str(error):
+            return "reads the labels"
+        return "changes the view" if "read-only" in str(error) else f"your policy fails: {error.problem}"
     floor = _share_of(ReservoirPolicy, seed)
     if share < floor - 0.05:
         return "worse than a sample"
     if share < floor + 0.1:
         return "a sample"
-    return "" if share > _share_of(SDSSPolicy, seed) + 0.1 else "no better than SDSS"
+    if share <= _share_of(SDSSPolicy, seed) + 0.1:
+        return "no better than SDSS"
+    is_steady = kept_ids(policy, seed) == kept_ids(policy, seed, together=True)
+    return "" if is_steady and before == _values_of_class(policy) else "shared values"
 
 
 KINDS["policy"] = ("a class derived from Policy", lambda x: isinstance(x, type) and issubclass(x, Policy))
@@ -253,6 +277,23 @@ class BestOf(Policy):
         return (slot, "lower") if values[slot] < self.value(candidate) else (None, "not higher")
 
 
+class Shared(BestOf):
+    "Counts on the class, which all buffers share."
+
+    turns = count()
+
+    def choose(self, view, candidate):
+        return super().choose(view, candidate) if next(self.turns) % 3 else (None, "every third one")
+
+
+class Sorting(BestOf):
+    "Changes what it is shown."
+
+    def choose(self, view, candidate):
+        view.dss.sort()
+        return super().choose(view, candidate)
+
+
 class Labelled(BestOf):
     "Reads what no device knows."
 
@@ -264,6 +305,12 @@ TASKS.add(
     "Write a policy: a class derived from `Policy` with a method `choose(self, view, candidate)`.",
     BestOf,
     ("reads the labels", Labelled, "it reads a dialogue's labels: no device has them, they are for grading only"),
+    ("changes the view", Sorting, "it changes what it is shown, which is read-only: work on a copy, as `np.sort` does"),
+    (
+        "shared values",
+        Shared,
+        "a value of the class or a free draw lets buffers disturb each other: use `self` and `view.random` instead",
+    ),
     ("worse than a sample", FIFOPolicy, "it holds less signal than a fair sample would"),
     ("a sample", ReservoirPolicy, "its share of signal is less than 0.1 above that of a fair sample"),
     ("no better than SDSS", SDSSPolicy, "it is no better than SDSS; which entries stand in the way, and why?"),

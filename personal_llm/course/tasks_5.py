@@ -8,6 +8,7 @@ __all__ = ['TASKS', 'CANDIDATE', 'REFERENCE', 'ROUGE_MISTAKES', 'PAIRS', 'LABELS
 
 # %% ../../nbs/course/tasks_5.ipynb #284d65bf
 from collections import Counter
+from itertools import count
 
 import numpy as np
 
@@ -88,6 +89,8 @@ TASKS.add(
         ("no", "yes"),
         ("a b b", "b b c d"),
         ("book 7 seats", "Book 12 seats"),
+        ("Früh müde für Tee?", "fruh für Tees"),
+        ("", "which tea"),
     ],
     draw=_draw_texts,
 )
@@ -192,7 +195,7 @@ def spend(wants, seed: int) -> list:  # of a shift: (places that were asked abou
 def eager(chance: float, earlier: list, left: int, to_come: int) -> bool:
     "Ask about the best of the last 150, of which the share is such that the questions are spent evenly."
     share = min(1.0, 1.3 * left / to_come)
-    return len(earlier) >= 8 and chance >= np.quantile(earlier[-150:], 1 - share)
+    return left > 0 and len(earlier) >= 8 and chance >= np.quantile(earlier[-150:], 1 - share)
 
 
 def evenly(chance: float, earlier: list, left: int, to_come: int) -> bool:
@@ -207,6 +210,14 @@ def fixed_bar(height: float) -> object:
 def fixed_quantile(chance: float, earlier: list, left: int, to_come: int) -> bool:
     "Ask about the top twelfth, however many questions are left."
     return len(earlier) >= 8 and chance >= np.quantile(earlier, 1 - REQUESTS / STREAM_LENGTH)
+
+
+_TURNS = count()
+
+
+def _skipping(*case) -> bool:
+    "Skip every fifth of all calls, on whatever stream."
+    return next(_TURNS) % 5 > 0 and eager(*case)
 
 
 def _decisions(wants, shift: float, left: int, to_come: int) -> list:  # truth values
@@ -224,6 +235,13 @@ def _is_fixed_bar(wants) -> bool:
 def _ignores_what_is_left(wants) -> bool:
     "Return whether a rule decides alike with three times as many questions."
     return all(_decisions(wants, shift, 8, 200) == _decisions(wants, shift, 24, 200) for shift in SHIFTS)
+
+
+def _is_steady(wants, seed: int) -> bool:
+    "Return whether a rule asks about the same places when it runs on the first streams again."
+    chances = [toy_stream(seed, shift)[0].tolist() for shift in SHIFTS]
+    first, again = ([ask_on(wants, one, REQUESTS) for one in chances] for _ in range(2))
+    return first == again
 
 
 def _last_place(runs: list) -> float:  # the stream's length, if more than a twentieth of the questions is left
@@ -253,7 +271,11 @@ def _judge_spending(wants, seed: int) -> str:
     if gains.max() <= 1.3:
         return "blind"
     if gains.min() > 1.8:
-        return "a fixed quantile" if _ignores_what_is_left(wants) else ""
+        if _ignores_what_is_left(wants):
+            return "a fixed quantile"
+        if any(any(_decisions(wants, shift, 0, 200)) for shift in SHIFTS):
+            return "asks without a request"
+        return "" if _is_steady(wants, seed) else "asks about others"
     place = int(gains.argmin())
     return f"on streams of {_STREAMS[place]} you get {got[place]:.1f} corrections, even spacing {base[place]:.1f}"
 
@@ -267,6 +289,12 @@ TASKS.add(
     ("hoards", lambda c, e, left, to_come: len(e) > 40 and c > max(e), "a question that is left over is worth nothing"),
     ("a fixed bar", fixed_bar(0.5), "one fixed threshold: it fails as soon as all probabilities are lower or higher"),
     ("a fixed quantile", fixed_quantile, "it asks as often with three times as many questions: `left` changes nothing"),
+    (
+        "asks without a request",
+        lambda c, e, left, to_come: eager(c, e, max(left, 3), to_come),
+        "with no request left it still asks: there the answer is False",
+    ),
+    ("asks about others", _skipping, "a stream is asked about elsewhere the second time: draw nothing, keep nothing"),
     ("blind", evenly, "at best 1.3 times as many corrections as with even spacing: ask where the chance is high"),
     judge=_judge_spending,
 )

@@ -139,7 +139,11 @@ def look_at_layer(make, shape: tuple, rank: int, alpha: float, seed: int) -> tup
     module = make(layer, rank, alpha)
     if not isinstance(module, nn.Module):
         return "make it a subclass of nn.Module, or its numbers are not found by an optimiser", [], []
-    module.eval()  # without dropout
+    early = [p for p in module.parameters() if p.requires_grad]
+    with torch.no_grad():
+        module.train()
+        noisy = module(x.repeat(99, 1))  # the factors may use dropout, the layer not
+        module.eval()
     start = module(x)
     trained = [p for p in module.parameters() if p.requires_grad]
     begun = [p.detach().clone().numpy() for p in trained]
@@ -152,8 +156,12 @@ def look_at_layer(make, shape: tuple, rank: int, alpha: float, seed: int) -> tup
     if (start - before).abs().max() > 1e-5:
         missing = "before training, the output is not that of the given layer: add to all of it, its bias included"
         return missing if any(zeros) else "changed at the start", [], []
+    if (noisy - before.repeat(99, 1)).abs().max() > 1e-5:
+        return "dropout of the layer", [], []
     if any(p.grad is not None for p in [*old, *layer.parameters()]):
         return "W not frozen", [], []
+    if len(early) > len(trained):
+        return "frozen too late", [], []
     if sorted(p.size for p in begun) != sorted((rank * shape[0], rank * shape[1])):
         return "one factor", [], []
     if not any(map(learns, trained)):
@@ -164,6 +172,8 @@ def look_at_layer(make, shape: tuple, rank: int, alpha: float, seed: int) -> tup
     with torch.no_grad():
         for p in trained:
             p.copy_(torch.randn(p.shape) / 2)
+        if any(not torch.equal(module(x), module(x)) for _ in range(9)):
+            return "dropout in evaluation", [], []
         change = module(torch.eye(shape[0])) - torch.eye(shape[0]) @ weight.T - bias  # (in, out)
     off, takes_three = _through(module, x, weight.T + change, bias)
     learning = sum(map(learns, trained))  # with both factors at random
@@ -196,6 +206,12 @@ def _judge_layer(make: type, seed: int) -> str:
     return common[0] or (faults[0] if faults else "")
 
 
+def _drop(x, training: bool):
+    from torch.nn.functional import dropout
+
+    return dropout(x, 0.5, training)
+
+
 def _layer(**change) -> later:
     "Return the package's layer, or one with a mistake."
     return later(lambda: _make_layer(**change))
@@ -221,7 +237,16 @@ def _make_layer(**change) -> type:
             self.A.requires_grad_(change.get("train_A", True))
             self.layer.requires_grad_(change.get("train_W", False))
 
+            self.late = change.get("late", False)
+            if self.late:
+                self.layer.requires_grad_(True)
+
         def forward(self, x):
+            if self.late:
+                self.layer.requires_grad_(False)
+            if "drop" in change:
+                part = super().forward(x) - self.layer(x)
+                return change["drop"](self.layer(x), part, self.training)
             if change.get("two_only"):
                 return torch.addmm(self.layer(x), x @ self.A.T, self.B.T, alpha=self.scale)
             return super().forward(x.detach() if change.get("cut") else x)
@@ -235,6 +260,17 @@ TASKS.add(
     _layer(),
     ("changed at the start", _layer(B=0.1), "the output differs before training: one factor must begin with zeros"),
     ("W not frozen", _layer(train_W=True), "the old layer's numbers still get a gradient"),
+    ("frozen too late", _layer(late=True), "an optimiser is made before the first `forward`: freeze in `__init__`"),
+    (
+        "dropout of the layer",
+        _layer(drop=lambda old, part, training: _drop(old + part, training)),
+        "in training, dropout reaches the output of the old layer: only the new part may have it",
+    ),
+    (
+        "dropout in evaluation",
+        _layer(drop=lambda old, part, training: old + _drop(part, True)),
+        "in evaluation the same input gives another output each time: is dropout on? `nn.Dropout` knows when",
+    ),
     ("one factor", _layer(train_A=False), "what needs a gradient must be two factors, and nothing else"),
     ("both zero", _layer(A=0.0), "no gradient reaches the factors: only one of them may begin with zeros"),
     ("equal rows", _layer(A=0.02), "the rows of A begin equal, so they stay equal: draw them at random"),

@@ -48,7 +48,11 @@ TASKS.add(
     ("not paired", np.hypot(standard_error(FIRST), standard_error(SECOND)), "the same user is in both columns"),
     ("standard deviation", _ERROR * 2, "that is the spread of one difference, not of the mean"),
     ("divided by n", _ERROR / 2, "the spread is divided by a root"),
-    ("n for n − 1", np.std(_GAP) / 2, "the deviations are from a mean of the same numbers"),
+    (
+        "n for n − 1",
+        np.std(_GAP) / 2,
+        "the deviations are from a mean of the same numbers: their variance divides by n − 1",
+    ),
     ("the mean", _GAP.mean(), "that is the mean difference itself"),
     ("variance", np.var(_GAP, ddof=1), "that is the variance of one difference"),
     ("variance of the mean", _ERROR**2, "that is its square: the root is missing"),

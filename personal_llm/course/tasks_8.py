@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from ..base.core import make_generator
-from .checks import Lesson, as_array, call_each, describe, later, misfit_of_row, plain
+from .checks import Lesson, call_each, describe, later, misfit_of_row, only, plain
 from .material import library_rows
 from ..selection.ranking import cosine_distance, l1_distance
 
@@ -51,7 +51,11 @@ TASKS.add(
     ("one norm for all", lambda r, z: 1 - r @ z / np.linalg.norm(r) / np.linalg.norm(z), "each row has its own length"),
     tolerance=0.001,
     draw=_draw_rows,
-    tries=[(np.stack([P, Q]), USER), *(_draw_rows(make_generator(n, "lesson 8"), n, 3 * n) for n in (4, 6))],
+    tries=[
+        (np.stack([P, Q]), USER),
+        (np.stack([P, Q]) / 100, -USER / 10),
+        *(_draw_rows(make_generator(n, "lesson 8"), n, 3 * n) for n in (4, 6)),
+    ],
 )
 SHIFT = np.array([3.0, 4.0, 12.0])
 WORDS = ("terse", "polite", "cheerful")  # along the first, second and third axis
@@ -141,7 +145,7 @@ def _strengths(random, size=None):
     return 6 ** random.uniform(-1, 1, size=size)
 
 
-def clear_cases(seed: int, count: int = 200, gap: float = 0.03) -> tuple:  # ((user, rows) of each, the nearest row)
+def clear_cases(seed: int, count: int = 200, gap: float = 0.003) -> tuple:  # ((user, rows) of each, the nearest row)
     "Draw users and rows of any strength with a clear nearest direction; every other user is opposite to a row."
     random = make_generator(seed, "lesson 8 clear")
     cases = []
@@ -158,7 +162,7 @@ def clear_cases(seed: int, count: int = 200, gap: float = 0.03) -> tuple:  # ((u
 # %% ../../nbs/course/tasks_8.ipynb #72faf04c
 def choices_of(pick, cases: list) -> list:  # a number of each case, or what else was given
     given = [plain(pick(*map(np.copy, case))) for case in cases]
-    return [one if np.size(as_array(one)) != 1 or as_array(one) is None else as_array(one).item() for one in given]
+    return list(map(only, given))
 
 
 def _judge_picker(pick, seed: int) -> str:

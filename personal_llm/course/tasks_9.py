@@ -189,7 +189,12 @@ TASKS.add(
     *AREA_MISTAKES,
     tolerance=0.001,
     draw=_draw_losses,
-    tries=[(MEMBERS, OTHERS), (OTHERS, MEMBERS)],
+    tries=[
+        (MEMBERS, OTHERS),
+        (OTHERS, MEMBERS),
+        (np.array([1, 1.1]), np.array([1.05, 1.2, 900])),
+        (np.array([2, 2.00001]), np.array([2.00002, 1.99999, 2])),
+    ],
 )
 
 # %% ../../nbs/course/tasks_9.ipynb #a325b711

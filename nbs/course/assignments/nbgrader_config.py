@@ -1,19 +1,45 @@
 "nbgrader reads this file in the folder in which you type its commands."
 
 import os
+import re
+import sys
+import unicodedata
 
-os.environ.setdefault("PERSONAL_LLM_COURSE_SEED", "1")  # of the hidden cases: put a number of your own here
+from nbgrader.plugins import FileNameCollectorPlugin
+
+SEED = "PERSONAL_LLM_COURSE_SEED"
+os.environ.setdefault(SEED, "1")  # of the hidden cases: put a number of your own here
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not re.fullmatch(r"[1-9]\d{0,8}", os.environ[SEED]):
+    sys.exit(
+        f"{SEED} is {os.environ[SEED]!r} (nbgrader_config.py or your shell): give a whole number from 1 to 999999999"
+    )
+
+NAME = re.compile(r"(.+?)[ _/-]assignment[ _-]?(\d+)(?:[ _-]*(?:\(\d+\)|copy\d*|\d+))*\.ipynb", re.IGNORECASE)
+PLATFORM = re.compile(r".*_(\d+)(?:_assignsubmission_file_?/?|_\d+)")  # Moodle, Canvas: their number for the learner
+
+
+class Collector(FileNameCollectorPlugin):
+    "Read names like `anna_assignment_1.ipynb`, also as browsers, Jupyter, Moodle and Canvas change them."
+
+    def collect(self, submitted_file: str) -> dict | None:
+        name = unicodedata.normalize("NFC", submitted_file).replace(os.sep, "/").split("/extracted/")[-1]
+        found = NAME.fullmatch(name)
+        if not found:
+            self.log.error("Not collected: %s (expected LEARNER_assignment_N.ipynb)", name)
+            return None
+        platform = PLATFORM.fullmatch(found[1])
+        learner = platform[1] if platform else found[1].rstrip("/").split("/")[-1]
+        others = self.__dict__.setdefault("names", {})
+        if other := others.get((learner, found[2])):
+            self.log.error("Two files of %s: %s and %s. Rename or remove one of them.", learner, other, name)
+        others[learner, found[2]] = name
+        return {"student_id": learner, "file_id": f"assignment_{found[2]}"}
+
 
 c = get_config()  # noqa: F821
 c.CourseDirectory.course_id = "personal_llm"
 c.ClearSolutions.code_stub = {"python": "# write your answer here"}
 c.ExecutePreprocessor.timeout = 120  # seconds for a cell
 c.ExecutePreprocessor.interrupt_on_timeout = True  # a cell that hangs costs its own task
-# Names of collected files: anna_assignment_1.ipynb. Moodle's and Canvas's have the number of the learner there,
-# which tells two people of one name apart, and which their mark books import.
-STUDENT = r"(?P<student_id>\d+(?=_assignsubmission_file)|\d+(?=_\d+_assignment_)|[^\W_]+(?=_assignment_))"
-BETWEEN = r"(?:_assignsubmission_file_?/?|_\d+_|_)"  # Moodle, Canvas, others
-c.FileNameCollectorPlugin.named_regexp = (
-    rf"(?:.*/)?(?:[^/]*?_)?{STUDENT}{BETWEEN}(?P<file_id>assignment_\d+)(?:-\d+)?\.ipynb$"
-)
+c.ZipCollectApp.collector_plugin = Collector
