@@ -12,6 +12,7 @@ import pytest
 from candidates import Echo
 
 from personal_llm.app import chat
+from personal_llm.base.core import InputError
 from personal_llm.app.chat import ask_at_terminal, handle
 from personal_llm.base.core import Dialogue
 from personal_llm.base.replies import LlamaCpp
@@ -205,6 +206,9 @@ def test_a_chat_that_was_closed_answers_with_one_line(session):
     session.close()
     for line in ("Hello", "/why", "/undo", "/here", "/forget x", "/always Be brief."):
         assert write(session, line).strip() == "this chat was closed; open it again"
+    for act, *given in ((session.undo,), (session.react, "up"), (session.instruct, "Be brief."), (session.forget, "x")):
+        with pytest.raises(InputError, match="this chat was closed"):
+            act(*given)
 
 
 def test_a_form_that_a_reply_took_from_the_talk_is_still_a_habit(session, monkeypatch):

@@ -367,6 +367,7 @@ class ChatSession:
 
     def react(self, kind: str, text: str = "", id=None, scope: str = None):  # what is stored
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
+        self.check_open()
         if id is None and not self.turns:
             raise InputError("there is no reply yet", "write something first")
         d = self.turns[-1] if id is None else self.state.newest(self.state.find_root(id))
@@ -379,6 +380,7 @@ class ChatSession:
 
     def instruct(self, text: str, number: int = 0) -> str:  # a line that says what changed
         "Add, change or end a standing instruction as `Personalizer.instruct` does."
+        self.check_open()
         text = clean_visible(text)
         self.me.instruct(text, number, self.clock())
         self.work.start_timer()
@@ -390,6 +392,7 @@ class ChatSession:
 
     def undo(self) -> str:  # a line that names it
         "Take back the last reaction, scope or instruction; the next scope is about the corrections that it named."
+        self.check_open()
         self.work.collect()
         if self.work.is_learning:
             raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
@@ -404,6 +407,7 @@ class ChatSession:
 
     def forget(self, text: str = None, ids=(), dry: bool = False, everything=False, keep=()) -> ForgetPlan:
         "Delete turns, the replies that read them and what learned from them; return the list. dry: only list it."
+        self.check_open()
         if dry:
             self.work.collect()
         else:

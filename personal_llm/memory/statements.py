@@ -184,7 +184,8 @@ def choose_own(sentences: list, kinds: dict) -> list:  # kinds: text -> kind
     texts = list_texts(sentences)
     if is_news(sentences, kinds):
         texts = sentences
-    is_foreign = not texts or {"text", "passage"} & {kinds[text] for text in texts}
+    is_withheld = any(has_words("withhold", one) for one in sentences)  # *don't remember that*
+    is_foreign = is_withheld or not texts or {"text", "passage"} & {kinds[text] for text in texts}
     is_foreign = is_foreign or any(kinds[one] != "fact" for one in list_long(sentences))
     own = []
     for sentence in () if is_foreign else sentences:
@@ -250,7 +251,9 @@ def describe_wishes(message: str) -> list[Note]:
     for sentence in sentences:
         kind = "secret" if SECRET.search(sentence) and kinds.get(sentence) == "fact" else kinds.get(sentence)
         is_told = kind in ("fact", "passage", "unreal", "text") or kind == "about" and not is_question(sentence)
-        if has_words("forget", sentence):
+        if has_words("withhold", sentence):
+            notes.append(Note("not_kept_wish"))
+        elif has_words("forget", sentence):
             notes.append(Note("nothing_deleted", word=name_forgotten(sentence)))
         elif "text" in kinds.values() and len(sentences) > 1:
             continue
