@@ -126,6 +126,7 @@ class Pair:
     def react(self, id, kind, text="", scope=None):
         is_own = self.life.newest(id).is_own
         stored = self.session.react(kind, text, id, scope)
+        self.subject = [id] if kind == "better" else self.subject  # also if the words were the reply's own
         kind = self.life.react(id, kind, text, self.clock.now, scope)
         assert stored.kind == kind
         told = describe_reaction(self.session.memory, self.state, self.session.model, stored).list_names()
@@ -136,8 +137,6 @@ class Pair:
         else:
             ending = ["correction_ended" if is_own else "show_wanted"] * (kind == "down")
             assert told == ["line", "noted", *ending]
-        if kind == "better":
-            self.subject = [id]
 
     def scope(self, id, scope):
         corrected = self.life.corrected()
@@ -452,10 +451,10 @@ def live(session, clock, verbs):
     pair = Pair(session, clock)
     for verb, number in verbs:
         before = describe(state)
-        asked, num_requests = state.question, state.cost.requests
+        asked, num_requests, has_turns = state.question, state.cost.requests, bool(session.turns)
         try:
             pair.do(verb, number)
-            is_passed = verb in ("say", "replace") or asked in pair.life.acts_on(verb)
+            is_passed = verb == "say" or verb == "replace" and has_turns or asked in pair.life.acts_on(verb)
             assert state.cost.requests == num_requests + bool(asked and is_passed), verb
         except InputError:
             is_same = describe(state) == before
