@@ -130,6 +130,10 @@ def test_texts_that_look_equal_are_found():
         ("Ｊｅａｎ－Ｌｕｃ calls.", "jean luc"),
         ("Jean Luc calls.", "Jean-Luc"),
         ("My e-mail is out.", "email"),
+        ("Frau Müller calls.", "mueller"),
+        ("Frau Mueller calls.", "Müller"),
+        ("I was born on 12/05/1990.", "12.05.1990"),
+        ("I moved to Linz and like it.", "Linz."),
     ],
 )
 def test_another_spelling_is_found_and_the_turn_stays_out(said, typed):
@@ -143,7 +147,16 @@ def test_another_spelling_is_found_and_the_turn_stays_out(said, typed):
 
 
 @pytest.mark.parametrize(
-    "said, typed", [("A visit", "is it"), ("A-B", "-C"), ("No sign", "-"), ("C", "C++"), ("12", "1.2")]
+    "said, typed",
+    [
+        ("A visit", "is it"),
+        ("A-B", "-C"),
+        ("No sign", "-"),
+        ("C", "C++"),
+        ("12", "1.2"),
+        ("Sun", "Sue"),
+        ("Linzer", "Linz."),
+    ],
 )
 def test_a_spelling_of_something_else_is_not_found(said, typed):
     talks = Talks()

@@ -40,20 +40,37 @@ def fold(text: str) -> str:
     return " ".join(text.replace("|", " ").replace(">", " ").split())
 
 
-def drop_accents(folded: str) -> str:
-    "Return a folded text without accents, and without blanks and hyphens beside a digit."
-    bare = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFD", folded))
-    return re.sub(r"(?<=\d)[ -]+(?=\w)|(?<=\w)[ -]+(?=\d)", "", unicodedata.normalize("NFC", bare))
+UMLAUTS = str.maketrans(dict(ä="ae", ö="oe", ü="ue", æ="ae", ø="oe", å="aa"))
+DATE = re.compile(r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})")
+
+
+def list_spellings(folded: str) -> list:  # two texts
+    "Spell a folded text without accents, and with two letters for an umlaut; without what separates digits."
+    spellings = []
+    for text in (folded, folded.translate(UMLAUTS)):
+        bare = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFD", DATE.sub(r"\1\2\3", text)))
+        bare = unicodedata.normalize("NFC", bare)
+        spellings.append(re.sub(r"(?<=\d)[ -]+(?=\w)|(?<=\w)[ -]+(?=\d)", "", bare))
+    return spellings
+
+
+def write_pattern(spelling: str) -> str:
+    "Write the regular expression that finds a spelling: a hyphen may be missing, and so may its last stop."
+    name = re.sub(r"(?<=\w)[.,;:!?]+$", "", spelling)
+    end = "" if name == spelling else r"(?!\w)"
+    gap = lambda found: "[ -]*" if "-" in found[0] else "[ -]"
+    return re.sub(r"(?<=\w)(?:\\[ -])+(?=\w)", gap, re.escape(name)) + end
 
 
 def holds(part: str, forms: set) -> bool:
     "Check whether a stored text contains one of some folded texts, perhaps in another spelling."
     folded = fold(part) if forms else ""
-    bare = drop_accents(folded)
-    spellings = f"{bare}\n{bare.replace('-', '')}"  # a form has no line end
-    gap = lambda found: "[ -]*" if "-" in found[0] else "[ -]"
-    patterns = (re.sub(r"(?<=\w)(?:\\[ -])+(?=\w)", gap, re.escape(drop_accents(form))) for form in forms)
-    return any(form in folded for form in forms) or any(re.search(pattern, spellings) for pattern in patterns)
+    if any(form in folded for form in forms):
+        return True
+    patterns = {write_pattern(spelling) for form in forms for spelling in list_spellings(form)}
+    texts = list_spellings(folded) if patterns else []
+    texts += [text.replace("-", "") for text in texts]
+    return any(re.search(pattern, text) for pattern in patterns for text in texts)
 
 # %% ../../nbs/7_device/04_forgetting.ipynb #fb371b31
 @dataclass(frozen=True, repr=False)
