@@ -505,6 +505,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'personal_llm/base/replies.py'),
                                            'personal_llm.base.replies.ReplyOptions': ( '0_base/replies.html#replyoptions',
                                                                                        'personal_llm/base/replies.py'),
+                                           'personal_llm.base.replies.ReplyOptions.__post_init__': ( '0_base/replies.html#replyoptions.__post_init__',
+                                                                                                     'personal_llm/base/replies.py'),
                                            'personal_llm.base.replies.ReplyStream': ( '0_base/replies.html#replystream',
                                                                                       'personal_llm/base/replies.py'),
                                            'personal_llm.base.replies.ReplyStream.__init__': ( '0_base/replies.html#replystream.__init__',

@@ -14,7 +14,7 @@ from llama_cpp import our_log_probabilities, write_base
 from tiny import UPPER, random_adapter, tiny
 
 from personal_llm.base import replies
-from personal_llm.base.core import Dialogue
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import Model, load_model
 from personal_llm.base.replies import ReplyOptions, ReplyStream
 from personal_llm.device.chat import ChatSession
@@ -265,3 +265,12 @@ def test_a_table_larger_than_the_tokenizer_never_ends_a_reply():
     assert write(model, "Hello").text
     assert write(model, "Hello", replace(SHORT, temperature=1.0)).text
     assert model.generate(["Hello"], max_new_tokens=8) != [""]
+
+
+@pytest.mark.parametrize("name, wrong", [("max_tokens", 0), ("max_tokens", -5), ("top_p", 1.5), ("temperature", -1.0)])
+def test_an_option_out_of_range_is_refused_before_the_model_runs(name, wrong):
+    with pytest.raises(InputError, match=f"{name} is {wrong}"):
+        ReplyOptions(**{name: wrong})
+    if name == "max_tokens":
+        with pytest.raises(InputError, match="max_tokens is"):
+            replies.reply(None, ["Hello"], wrong)

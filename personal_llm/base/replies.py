@@ -24,7 +24,7 @@ from itertools import chain
 from pathlib import Path
 
 from .adapters import read_factors
-from .core import Dialogue, InputError, catch_panic
+from .core import Dialogue, InputError, catch_panic, check_settings_fields, setting
 from .loading import note_once, read_shape
 from .models import Model, check_list, continue_rows, find_end_tokens
 from .models import load_model  # noqa: F401 (personal_llm takes it from here, with `reply`)
@@ -36,11 +36,14 @@ from .tokens import MAX_CHARACTERS_PER_TOKEN, find_end_of_turn
 class ReplyOptions:
     "How a model writes one reply."
 
-    max_tokens: int = None  # at most; by default 512, or half of the model's longest dialogue
-    temperature: float = 0.0  # 0: the likeliest token each time
-    top_p: float = 1.0  # share of the probability that we draw from, at a temperature above 0
+    max_tokens: int = setting(None, "most tokens; None: 512, or half of the longest dialogue", "whole number", 1, 10**6)
+    temperature: float = setting(0.0, "0: the likeliest token each time", low=0)
+    top_p: float = setting(1.0, "share of the probability to draw from, at a temperature above 0", low=0, high=1)
     stop: tuple = ()  # texts that end the reply and do not belong to it
-    seed: int = 0  # for a temperature above 0
+    seed: int = setting(0, "for a temperature above 0", low=0)
+
+    def __post_init__(self):
+        check_settings_fields(self)
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0006b
 @dataclass(frozen=True)
@@ -567,10 +570,10 @@ class ReplyStream:
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0014c
 def reply(model: Model, prompts: list, max_tokens: int = None) -> list:  # by default 512, or half of `max_length`
     "Return the likeliest reply to each prompt, a text or a dialogue, by the engine of the model."
-    prompts = check_list(prompts, "reply")
+    prompts, options = check_list(prompts, "reply"), ReplyOptions(max_tokens)
     if isinstance(find_engine(model), Torch):  # a batch has the same replies
-        return model.generate(prompts, model.limit_reply(max_tokens), no_loops=True)
-    return ["".join(ReplyStream(model, prompt, ReplyOptions(max_tokens))) for prompt in prompts]
+        return model.generate(prompts, model.limit_reply(options.max_tokens), no_loops=True)
+    return ["".join(ReplyStream(model, prompt, options)) for prompt in prompts]
 
 
 Model.reply = reply  # a method of the class: `models` comes before the engines

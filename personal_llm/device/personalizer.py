@@ -429,7 +429,7 @@ class Personalizer(Displayed):
 
     def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
         "Reply to a prompt with the user's answers before it; do not observe it."
-        options = ReplyOptions(check(max_tokens, "whole number or none", "max_tokens", 1))
+        options = ReplyOptions(max_tokens)
         recalled = self.recall(Dialogue(prompt, "", history, time=time.time()))
         with self.use_adapter(recalled.adapter) as model:
             return "".join(ReplyStream(model, recalled.dialogue, options))

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..base.display import Displayed
-from ..base.core import Cost, InputError, check, check_dialogues
-from ..base.replies import Model
+from ..base.core import Cost, InputError, check_dialogues
+from ..base.replies import Model, ReplyOptions
 from ..base.text import count_nouns, split_rouge_words
 from .statistics import Comparison, paired_bootstrap
 
@@ -118,7 +118,7 @@ def evaluate(
         if not d.response.strip():
             raise InputError(f"dialogue {d.id}: its reference answer is empty", "leave it out of the test")
     items = [dict(id=d.id, prompt=d.prompt, reference=d.response) for d in dialogues]
-    max_tokens = check(max_tokens, "whole number or none", "max_tokens", low=1, high=10**6)
+    max_tokens = ReplyOptions(max_tokens).max_tokens  # before the first pass
     with model.track_cost() as cost, model.use_adapter(adapter):
         for item, (nats, num_tokens) in zip(items, model.nll(dialogues).tolist()):
             item.update(loss=nats / num_tokens, tokens=int(num_tokens))
