@@ -44,7 +44,7 @@ from .cluster import load_plain_dialogues
 from .space import WORDS_FILE, read_words
 from ..selection.merging import fit_merge_weights, merge
 from ..selection.ranking import l1_distance
-from ..selection.selection import select
+from ..selection.selection import get_selector_name, select
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 from ..tuning.statistics import paired_bootstrap
@@ -178,7 +178,7 @@ def compare_selectors(selectors: list, library, model, people: dict) -> Table:
     selectors: names in `SELECTORS`, or functions of a `SelectionRequest` that return a `Ranking`. library: a `Library`
     of the model. people: person -> (dialogues to choose by, at least 8; dialogues held out). Nats per response token.
     """
-    names = [s if isinstance(s, str) else getattr(s, "__name__", type(s).__name__) for s in selectors]
+    names = [get_selector_name(selector) for selector in selectors]
     check_comparison(names, people)
     values = {name: [] for name in names}
     for person, parts in people.items():

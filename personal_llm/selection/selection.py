@@ -68,22 +68,37 @@ def load_selectors() -> dict:  # name of a plug-in -> the reason why it was skip
     return load_plugins("personal_llm.selectors", SELECTORS, callable)
 
 # %% ../../nbs/6_selection/04_selection.ipynb #80d6f0s2
+def get_selector_name(selector) -> str:
+    "Return the name of a selector: its name in `SELECTORS`, of its function, or of its class."
+    if isinstance(selector, str):
+        return selector
+    return getattr(selector, "__name__", type(selector).__name__)
+
+
+def find_fault(ranking, library) -> str:  # "" if there is none
+    "Return the first reason why what a selector returned isn't a ranking of a library."
+    if not isinstance(ranking, Ranking):
+        return "something else"
+    names = [*ranking.names]
+    unknown = {ranking.best, ranking.start, *names} - {None, *library}
+    if unknown:
+        return f"unknown names, {sorted(unknown)}"
+    if len({*names}) < len(names):
+        return "a name twice"
+    if len(names) != len(ranking.distances):
+        return f"{len(names)} names and {len(ranking.distances)} distances"
+    if ranking.best not in (None, *names):
+        return "a best that isn't among the names"
+    if not np.isfinite(np.array(ranking.distances, float)).all():
+        return "a distance that isn't finite"
+    return ""
+
+
 def call_selector(selector, request: SelectionRequest, name: str) -> Ranking:
     "Call a selector, and raise `InputError` with its name if it fails or returns no ranking of the library."
     with blame(f"selector {name}"):
         ranking = selector(request)
-        fault = "something else"
-        if isinstance(ranking, Ranking):
-            names = [*ranking.names]
-            unknown = {ranking.best, ranking.start, *names} - {None, *request.library}
-            faults = {
-                f"unknown names, {sorted(unknown)}": unknown,
-                "a name twice": len({*names}) < len(names),
-                f"{len(names)} names and {len(ranking.distances)} distances": len(names) != len(ranking.distances),
-                "a best that isn't among the names": ranking.best not in (None, *names),
-                "a distance that isn't finite": not np.isfinite(np.array(ranking.distances, float)).all(),
-            }
-            fault = next((what for what, is_so in faults.items() if is_so), "")
+        fault = find_fault(ranking, request.library)
     if fault:
         remedy = "return a Ranking of pLLMs of the library, a finite distance for each name; best may be None"
         raise InputError(f"selector {name} returned no ranking of {request.library}, but {fault}", remedy)
@@ -101,7 +116,7 @@ def select(
     load_selectors()
     has_dialogues = model is not None and dialogues is not None
     method = method or ("match" if has_dialogues else "style")
-    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+    name = get_selector_name(method)
     selector = SELECTORS.get(method) if isinstance(method, str) else method
     if not callable(selector):
         raise InputError(f"unknown method {name[:40]!r}", f"use one of {', '.join(SELECTORS)}")
