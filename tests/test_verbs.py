@@ -174,7 +174,8 @@ class Pair:
         is_new = act.kind != "scope" and [(d.response, d.origin) for d in before] != [
             (d.response, d.origin) for d in now
         ]
-        is_back = is_new and now[0].origin == "annotated"
+        is_again = act.kind == "better" and not is_new  # the same words, said before
+        is_back = (is_new or is_again) and now[0].origin == "annotated"
         rounds = [one for one in self.life.rounds if one.base == self.life.base]
         is_learned = is_new and before[0].response in [one.learned.get(before[0].id, ("",))[0] for one in rounds]
         holds = dict(

@@ -122,13 +122,14 @@ def _take_back(state: State) -> Note:
 def _describe_return(state: State, event: Event, before: Dialogue) -> list[Note]:
     "Say what holds again after a reaction or a scope was taken back; before: its dialogue as it was until then."
     now = state.newest(event.dialogue)
-    if event.kind != "reacted" or (now.response, now.origin) == (before.response, before.origin):
+    is_better = event.kind == "reacted" and event.content["kind"] == "better"
+    is_changed = (now.response, now.origin) != (before.response, before.origin)
+    if event.kind != "reacted" or not (is_changed or is_better):  # the same correction again is an act, too
         return []
-    is_better = event.content["kind"] == "better"
     name = "earlier_applies" if is_better else "correction_applies"
     texts = [round.learned.get(event.dialogue) for round in state.list_rounds()]
-    notes = [Note(name)] * (now.origin == "annotated")
-    return notes + [Note("already_learned")] * (is_better and hash_text(before.response) in texts)
+    is_learned = is_better and is_changed and hash_text(before.response) in texts
+    return [Note(name)] * (now.origin == "annotated") + [Note("already_learned")] * is_learned
 
 # %% ../../nbs/7_device/08_personalizer.ipynb #per2askf
 def _record_said(state: State, dialogue: Dialogue, talk: str, recall: Recall, turns, replaced) -> None:
