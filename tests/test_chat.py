@@ -68,6 +68,16 @@ def test_the_engine_loads_while_a_person_writes(model, monkeypatch, at_terminal)
     assert loaded.is_set() == at_terminal
 
 
+def test_what_the_work_behind_a_chat_says_is_shown_before_a_line_and_at_the_end(model, monkeypatch, capsys):
+    session = ChatSession(model, None)
+    waiting = [["a fine-tune is complete"], ["the chats of May are scored"]]  # before the line, after leaving
+    monkeypatch.setattr(session, "pop_messages", lambda: waiting.pop(0))
+    type_lines(monkeypatch, "/quit\n")
+    chat.run_chat(session)
+    told = capsys.readouterr().err
+    assert told.index("is complete") < told.index("are scored") and not waiting
+
+
 def test_who_is_faster_than_the_loading_is_told(model, monkeypatch, capsys):
     engine = LlamaCpp(model)
     written = threading.Event()
