@@ -247,7 +247,7 @@ COMMANDS = {
     "/learn": "fine-tune on your answers, in the background",
     "/unlearn": "undo the last fine-tune; your answers stay",
     "/forget TEXT": "list what contains TEXT and the replies and adapters that used it, ask, and delete all of it",
-    "/new": "begin a new talk; your corrections stay",
+    "/new": "begin a new chat; your corrections stay",
     "/status": "buffer and fine-tunes, in numbers",
     f"/style [N {'|'.join(SCOPE_NAMES)}]": "your habits and your style; with N: where a habit belongs",
     "/help": "this list",
@@ -303,7 +303,7 @@ def run_command(session, line: str) -> str:  # the output
             return forget_text(session, text)
         case "/new":
             session.open_talk()
-            return "a new talk; what you corrected still counts"
+            return "a new chat; what you corrected still counts"
         case "/status":
             return "\n".join(describe_status(describe_state(session.state)))
         case "/style":
@@ -371,7 +371,7 @@ def run_chat(session, hint: str = "") -> None:  # hint: a note after the first r
     "Chat until the user leaves, or there are no more lines."
     print_note("write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves")
     if session.turns:
-        print_note(f"the talk goes on after “{session.turns[-1].prompt[:60]}”; /new begins another one")
+        print_note(f"the chat goes on after “{session.turns[-1].prompt[:60]}”; /new begins another one")
     loading = start_loading(session)
     try:
         while True:
