@@ -593,3 +593,15 @@ def test_nothing_is_acknowledged_in_a_folder_that_is_gone(model, tmp_path):
     (tmp_path / "moved").rename(tmp_path / "me")
     assert session.react("better", "Leaves.").kind == "better"
     session.close()
+
+
+def test_scores_that_are_being_computed_when_a_chat_ends_are_stored(model, tmp_path, monkeypatch):
+    with open_chat(model, tmp_path) as session:
+        say(session, "Is tea good?")
+        go_on = threading.Event()
+        score = session.me.score_due
+        monkeypatch.setattr(session.me, "score_due", lambda model: go_on.wait(60) and score(model))
+        session.work.score()
+        threading.Timer(0.2, go_on.set).start()
+    with open_chat(model, tmp_path) as again:
+        assert not again.state.pending and again.state.buffer.seen == 1
