@@ -111,6 +111,8 @@ class Life:
         self.acts.append(Act([*ids], "scope", scope=scope, step=self.step()))
 
     def instruct(self, number: int, text: str, time: float) -> None:
+        same = [act.number for act in self.instructions().values() if act.text == text]
+        number = number or next(iter(same), 0)  # the same instruction twice is one
         self.num_instructions += not number
         self.acts.append(Act([], "always", text, time, number=number or self.num_instructions, step=self.step()))
 

@@ -131,6 +131,8 @@ def test_each_field_is_followed_ignored_or_refused_by_name(served, is_stream):
         assert set(answer["error"]) == {"message", "type", "param", "code"} and "\n" not in answer["error"]["message"]
     for body in (b"", b"x", b"[]", b'"x"', b'{"\\ud800": 1}', b"\xff", b"[" * 5000):
         assert served.ask("POST", COMPLETIONS, body)[0] == 400, body[:20]
+    told = served.ask("POST", COMPLETIONS, b'{"model": ')[1]["error"]["message"]
+    assert told == "the body is no valid JSON, from character 10 on"
     assert describe_state(served.session.me.state)["stored"] == before
 
 

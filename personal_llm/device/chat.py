@@ -50,14 +50,14 @@ class Talk:
     def open(self, key: str = None) -> None:  # None: a new one
         "Go on with one of the talks, or begin a new one; raise `InputError` for an unknown key."
         if key is not None and key not in self.state.list_talks():
-            raise InputError("this talk is not stored", "it was forgotten: choose another one, or begin anew")
+            raise InputError("this chat is not stored", "it was forgotten: choose another one, or begin anew")
         self.key = key or secrets.token_hex(4)
 
     def list_rest(self, id: str) -> list[str]:  # ids; none without an id
         "Return a turn and those after it; raise `InputError` if the talk lacks it."
         ids = [self.state.root(d) for d in self.turns] if id else []
         if id and id not in ids:
-            raise InputError("this turn is not in the talk any more", "write the message anew")
+            raise InputError("this turn is not in the chat any more", "write the message anew")
         return ids[ids.index(id) :] if id else []
 
     def list_before(self, rest: list) -> list[Dialogue]:  # rest: ids of turns whose place a new one takes

@@ -104,6 +104,8 @@ def answer_error(request: Request, error: Exception) -> Response:
         problem = error.errors()[0]
         place = ".".join(str(key) for key in problem["loc"][1:4])[:80]
         message = f"{place or 'the body'}: {problem['msg'].lower()}"
+        if problem["type"] == "json_invalid":
+            message = f"the body is no valid JSON, from character {place} on"
     elif isinstance(error, HTTPException):
         status = error.status_code
         remedy = "; programs use GET /v1/models and POST /v1/chat/completions"
@@ -306,7 +308,7 @@ def check_length(model, dialogue: Dialogue, options: ReplyOptions) -> None:
     excess = model.truncated.pop(dialogue.id, 0)
     if excess:
         problem = f"messages: {room} tokens fit into this model beside the reply, and at least {excess} more were sent"
-        error = InputError(problem, "shorten the talk or its system message, or ask for fewer max_tokens")
+        error = InputError(problem, "shorten the chat or its system message, or ask for fewer max_tokens")
         error.code = "context_length_exceeded"  # the protocol's name
         raise error
 
