@@ -319,7 +319,7 @@ def test_another_try_takes_the_place_of_a_turn_and_goes_with_it(tmp_path):
         first = complete(running, f"I live in {SECRET}.", talk="")["me"]
         second = complete(running, "What is tea?", talk=first["talk"])["me"]
         wrong = dict(model="personal", messages=messages("Hi"), talk=first["talk"], replaces="x")
-        assert "not in the talk" in running.ask("POST", COMPLETIONS, wrong)[1]["error"]["message"]
+        assert "not in the chat" in running.ask("POST", COMPLETIONS, wrong)[1]["error"]["message"]
         third = complete(running, "I live here.", talk=first["talk"], replaces=first["id"])["me"]
         state = running.session.me.state
         assert [d.prompt for d in running.session.turns] == ["I live here."]
