@@ -246,7 +246,9 @@ def describe_wishes(message: str) -> list[Note]:
     sentences = split_message(message)
     kinds = find_kinds(list_texts(sentences) or sentences[:1])
     own = choose_own(sentences, kinds)
+    of_all = kinds.get(" ".join(sentences))
     is_elsewhere = 2 * len(LETTERS.findall(message)) < sum(map(str.isalpha, message))
+    has_text = "text" in kinds.values()
     notes = [NOT_COVERED] * (is_elsewhere or not own and has_words("elsewhere", message))
     for sentence in sentences:
         kind = "secret" if SECRET.search(sentence) and kinds.get(sentence) == "fact" else kinds.get(sentence)
@@ -255,11 +257,11 @@ def describe_wishes(message: str) -> list[Note]:
             notes.append(Note("not_kept_wish"))
         elif has_words("forget", sentence):
             notes.append(Note("nothing_deleted", word=name_forgotten(sentence)))
-        elif "text" in kinds.values() and len(sentences) > 1:
+        elif has_text and len(sentences) > 1:
             continue
         elif kind == "secret":
             notes.append(Note("not_kept_secret"))
-        elif kind == kinds.get(" ".join(sentences)) == "always":
+        elif kind == of_all == "always":
             notes.append(Note("one_reply_only", text=sentence))
         elif is_told and has_words("remember", sentence):
             is_kept = cut_question(sentence) in own
