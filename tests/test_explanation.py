@@ -37,6 +37,8 @@ def test_too_little_or_another_model_is_refused():
     space = space_of(model)
     with pytest.raises(InputError, match="add or correct 8 more"):
         explain(model, [], space)
+    with pytest.raises(InputError, match="NoneType is no list of dialogues"):
+        explain(model, None, space)
     with pytest.raises(InputError, match="made for base other"):
         replace(space, base="other").prepare_probes(model)
     with pytest.raises(InputError, match="made for base other"):

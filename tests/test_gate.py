@@ -103,6 +103,7 @@ def test_many_prompts_are_judged_as_one_by_one(num_taught, num_alone, num_prompt
         (lambda: judge(Evidence(said(0)), {}, place(0)[0]), "answers: vectors of shape"),
         (lambda: judge(Evidence(said(0)), dict(answers=place(0) * np.nan), place(0)[0]), "a vector of length nan"),
         (lambda: Evidence(answers=["How?"]), "no dialogue"),
+        (lambda: judge(None, {}, place(0)[0]), "the evidence is None"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(call, problem):

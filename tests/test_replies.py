@@ -274,3 +274,8 @@ def test_an_option_out_of_range_is_refused_before_the_model_runs(name, wrong):
     if name == "max_tokens":
         with pytest.raises(InputError, match="max_tokens is"):
             replies.reply(None, ["Hello"], wrong)
+
+
+def test_one_text_that_ends_a_reply_is_one_stop_and_not_its_letters():
+    assert ReplyOptions(stop="END") == ReplyOptions(stop=["", "END"]) == ReplyOptions(stop=("END",))
+    assert ReplyOptions(stop=None).stop == ()

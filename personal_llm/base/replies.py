@@ -39,11 +39,13 @@ class ReplyOptions:
     max_tokens: int = setting(None, "most tokens; None: 512, or half of the longest dialogue", "whole number", 1, 10**6)
     temperature: float = setting(0.0, "0: the likeliest token each time", low=0)
     top_p: float = setting(1.0, "share of the probability to draw from, at a temperature above 0", low=0, high=1)
-    stop: tuple = ()  # texts that end the reply and do not belong to it
+    stop: tuple = ()  # texts that end the reply and do not belong to it, or one text
     seed: int = setting(0, "for a temperature above 0", low=0)
 
     def __post_init__(self):
         check_settings_fields(self)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", tuple(filter(None, stop)))
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0006b
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from ..base.core import USER_ORIGINS, Cost, Dialogue, InputError
+from ..base.core import USER_ORIGINS, Cost, Dialogue, InputError, check_dialogues
 from ..base.display import Displayed
 from ..base.files import ASSETS
 from ..data.reading import read_zipped_rows
@@ -146,6 +146,7 @@ def explain(
     "Explain how dialogues differ from the base model's answers to the same prompts."
     if space is not None:
         space.check(model)
+    check_dialogues(dialogues)
     check_answer_count(len(dialogues), "dialogues")
     own = [d for d in dialogues if d.origin in USER_ORIGINS]
     dialogues = own if len(own) >= MIN_EXPLAINED_DIALOGUES else list(dialogues)

@@ -296,9 +296,8 @@ class CompletionRequest(BaseModel, strict=True, extra="allow"):
         count = self.max_completion_tokens or self.max_tokens
         temperature = self.temperature if (self.temperature or 0) > 0.01 else 0.0  # we divide by it
         top_p = 1.0 if self.top_p is None else max(0.01, self.top_p)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         count = count and min(count, max_length // 2)
-        return ReplyOptions(count, temperature, top_p, tuple(filter(None, stop)), (self.seed or 0) % 2**31)
+        return ReplyOptions(count, temperature, top_p, self.stop, (self.seed or 0) % 2**31)
 
 # %% ../../nbs/9_extras/05_server.ipynb #9dab1e99
 def check_length(model, dialogue: Dialogue, options: ReplyOptions) -> None:

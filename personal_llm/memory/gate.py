@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..base.core import Dialogue, InputError, check_dialogues, make_generator
+from ..base.core import Dialogue, InputError, check, check_dialogues, make_generator
 from ..base.notes import Note
 from ..base.text import find_language
 
@@ -276,7 +276,7 @@ def judge(
     foreign: set = frozenset(),  # prompts of corrections in another language, of `find_foreign`
 ) -> Verdict:
     "Decide whether what a person taught applies to a prompt; raise `InputError` for vectors that don't fit."
-    if not evidence.taught:
+    if not check(evidence, Evidence, "the evidence").taught:
         return Verdict()
     row = check_vectors("the prompt", [row], 1, np.size(row))[0]
     if len(general.rows):
