@@ -165,7 +165,7 @@ def test_a_change_replaces_what_it_is_surely_about_and_nothing_that_still_holds(
     messages = ["My brother is called Paul.", "I have a blue bike.", older, newer]
     said = find_statements([Dialogue(text, "", time=float(place)) for place, text in enumerate(messages)])
     rows = encode([s.text for s in said])
-    updates = find_updates(said, rows, load_general(load_encoder()).measure_nearness(rows))
+    updates, _ = find_updates(said, rows, load_general(load_encoder()).measure_nearness(rows))
     assert {said[old].text: said[new].text for old, new in updates.items()} == ({older: newer} if expected else {})
 
 
@@ -175,7 +175,7 @@ def test_a_change_replaces_what_it_is_surely_about_and_nothing_that_still_holds(
 def test_statements_of_one_message_never_replace_each_other(first, second):
     said = find_statements([Dialogue(f"{first} {second}", "")])
     assert [s.text for s in said] == [first, second]
-    assert not find_updates(said, encode([first, second]), np.full(2, -1.0))
+    assert find_updates(said, encode([first, second]), np.full(2, -1.0)) == ({}, {})
 
 
 @pytest.mark.parametrize("message", TEXTS["introductions"])

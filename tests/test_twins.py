@@ -101,8 +101,8 @@ def test_the_corrections_that_a_reply_reads():
 
 
 def find_changes(said, vectors, least):
-    "Return which statements newer ones replace."
-    replaced = {}
+    "Return which statements newer ones replace, and which ones a change may concern."
+    replaced, doubtful = {}, {}
     for new, statement in enumerate(said):
         older = [old for old in range(new) if old not in replaced and said[old].id != statement.id]
         older = [old for old in older if said[old].kind != "state"]
@@ -111,10 +111,13 @@ def find_changes(said, vectors, least):
         if statement.kind == "change" and older:
             nearest = max(older, key=lambda old: dot(vectors[old], vectors[new]))
             rest = [dot(vectors[nearest], v) for i, v in enumerate(vectors) if i not in (nearest, new)]
-            is_near = dot(vectors[nearest], vectors[new]) >= max([least[new], -1.0, *rest])
-            if is_near and retrieval.is_surely_changed(said[nearest], statement):
+            nearness = dot(vectors[nearest], vectors[new])
+            is_nearest = all(nearness >= other for other in rest)
+            if nearness >= least[new] and is_nearest and retrieval.is_surely_changed(said[nearest], statement):
                 replaced[nearest] = new
-    return replaced
+            elif nearness >= least[new]:
+                doubtful[nearest] = new
+    return replaced, doubtful
 
 
 DAY = 86_400.0
@@ -138,8 +141,8 @@ def test_the_statements_that_a_reply_reads(monkeypatch):
         config, time = MemoryConfig(statements=draw.randint(0, 4)), start + draw.randint(1, 4) * DAY
         rows = np.array(vectors, float).reshape(-1, 3)
         got = choose_statements(said, rows, np.array(least), asked, np.array(row), config, count, time)
-        replaced = find_changes(said, vectors, least)
-        assert retrieval.find_updates(said, rows, np.array(least)) == replaced, seed
+        replaced, doubtful = find_changes(said, vectors, least)
+        assert retrieval.find_updates(said, rows, np.array(least)) == (replaced, doubtful), seed
         wordings = {normalise_text(statement.text): place for place, statement in enumerate(said)}
         wanted = []
         for place in wordings.values():
@@ -150,6 +153,10 @@ def test_the_statements_that_a_reply_reads(monkeypatch):
         wanted = sorted(wanted, key=lambda place: -dot(vectors[place], row))[: config.statements]
         current = []
         for place in wanted:
+            while place in replaced:
+                place = replaced[place]
+            current.append(place)
+            place = doubtful.get(place, place)
             while place in replaced:
                 place = replaced[place]
             current.append(place)

@@ -114,9 +114,9 @@ def is_surely_changed(old: Statement, new: Statement) -> bool:  # new: of the ki
     return not is_of_another and (old.kind in ATTRIBUTES or bool(is_named))
 
 
-def find_updates(statements: list, rows: np.ndarray, least: np.ndarray) -> dict:  # index -> index of a newer one
-    "Find which statements newer ones replace: those of the same attribute, or what a change surely changes."
-    updates = {}
+def find_updates(statements: list, rows: np.ndarray, least: np.ndarray) -> tuple:  # two: index -> index of a newer one
+    "Find which statements newer ones replace, of the same attribute or surely changed, and which a change may concern."
+    updates, doubtful = {}, {}
     for new, statement in enumerate(statements):
         if statement.kind not in (*ATTRIBUTES, "change"):
             continue
@@ -127,10 +127,11 @@ def find_updates(statements: list, rows: np.ndarray, least: np.ndarray) -> dict:
         elif older:
             nearest = older[int((rows[older] @ rows[new]).argmax())]
             similarities = rows @ rows[nearest]
-            is_near = similarities[new] >= max(least[new], *np.delete(similarities, [nearest, new]), -1.0)
-            if is_near and is_surely_changed(statements[nearest], statement):
-                updates[nearest] = new
-    return updates
+            is_nearest = similarities[new] >= max(np.delete(similarities, [nearest, new]), default=-1.0)
+            is_sure = is_nearest and is_surely_changed(statements[nearest], statement)
+            if similarities[new] >= least[new]:
+                (updates if is_sure else doubtful)[nearest] = new
+    return updates, doubtful
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #487e33c1
 MAX_TOKENS = 240  # of all statements: four, the default, of sixty tokens, about two long sentences each
@@ -149,8 +150,13 @@ def choose_statements(
     "Choose the statements that a reply uses, within `MAX_TOKENS`, and list those that newer ones replace."
     if not config.statements or not statements:
         return [], []
-    updates = find_updates(statements, rows, least)
+    updates, doubtful = find_updates(statements, rows, least)
     similarities = rows @ row
+
+    def find_current(index: int) -> int:
+        while index in updates:
+            index = updates[index]
+        return index
 
     def is_wanted(index: int) -> bool:
         statement = statements[index]
@@ -163,10 +169,10 @@ def choose_statements(
     wanted = sorted(filter(is_wanted, newest.values()), key=lambda index: -similarities[index])[: config.statements]
     updated = [index for index in wanted if index in updates]
     current = []
-    for index in wanted:
-        while index in updates:
-            index = updates[index]
+    for index in map(find_current, wanted):
         current.append(statements[index])
+        if index in doubtful:
+            current.append(statements[find_current(doubtful[index])])
 
     def count(statement) -> int:
         return count_tokens(statement.line)
