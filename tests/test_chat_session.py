@@ -177,7 +177,7 @@ def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
     say(session, "Is 13 a prime number?", replaces=old[0])
     say(session, "Is 17 a prime number?", replaces=session.turns[0].id)
     newest = session.turns[-1].id
-    assert session.me.state.pending == [newest]
+    assert [*session.me.state.pending] == [newest]
     session.me.settle()
     assert [d.id for d in collect_training(session.me.state)] == [newest]
 
@@ -320,7 +320,7 @@ def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
         session.react("better", "In short: yes.")
         session.work.score()
         session.work.learn()
-        assert session.me.state.pending == [], "scores that are on their way are taken over first"
+        assert not session.me.state.pending, "scores that are on their way are taken over first"
         session.work.stop_learning()
         assert session.me.rounds == [] and not session.work.is_learning
         assert session.pop_messages() == ["learning was stopped; your replies are as before"]
@@ -430,11 +430,13 @@ def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(
     is_scoring = threading.Event()
     goes_on = threading.Event()
 
-    class Watched(list):
+    class Watched:
         def __iter__(self):
             is_main = threading.current_thread() is threading.main_thread()
             assert is_main or session.me.archive.lock._is_owned(), "read without the lock"
             return super().__iter__()
+
+    watch = lambda values: type("Watch", (Watched, type(values)), {})(values)
 
     def slow(*args, score=personalizer.score):
         is_scoring.set()
@@ -445,8 +447,8 @@ def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(
     with open_chat(model, tmp_path) as session:
         say(session, "Is seven a prime number?")
         session.react("better", "In short: yes.")
-        session.me.state.pending = Watched(session.me.state.pending)
-        session.me.buffer.entries = Watched(session.me.buffer.entries)
+        session.me.state.pending = watch(session.me.state.pending)
+        session.me.buffer.entries = watch(session.me.buffer.entries)
         session.work.learn()
         assert is_scoring.wait(60)
         say(session, "Go on meanwhile")
@@ -454,7 +456,7 @@ def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(
         goes_on.set()
         session.work.finish()
         assert any(line.startswith("learned the repl") for line in session.pop_messages())
-        assert session.me.state.pending == [session.turns[-1].id]
+        assert [*session.me.state.pending] == [session.turns[-1].id]
         assert session.me.cost.tokens > replied, "both threads' costs count"
     with open_chat(model, tmp_path) as again:
         assert [d.prompt for d in again.turns] == ["Is seven a prime number?", "Go on meanwhile"]

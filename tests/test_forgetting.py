@@ -451,7 +451,7 @@ def look(folder):
     state = open_state(Archive(folder))
     finish_forgetting(state)  # as every opening does
     missing = [one.adapter for one in state.rounds if not (folder / one.adapter / "adapter_model.safetensors").exists()]
-    seen = ({*state.archive.dialogues}, [one.adapter for one in state.rounds], state.buffer.seen, state.pending)
+    seen = ({*state.archive.dialogues}, [one.adapter for one in state.rounds], state.buffer.seen, [*state.pending])
     folders = {f"adapters/{path.name}" for path in (folder / "adapters").iterdir()}
     state.archive.close()
     assert missing == [] and folders == {*seen[1]}, "no adapter is missing, and none is left over"

@@ -58,7 +58,7 @@ def describe(state):
     buffer = state.buffer
     entries = [(e.dialogue, e.scores.embedding.tolist(), e.scores.loss) for e in buffer.entries]
     parts = [entries, buffer.arrivals, buffer.seen, buffer.random.bit_generator.state]
-    own = [state.versions, state.reactions, state.asked, state.question, state.pending, state.rounds, state.talk]
+    own = [state.versions, state.reactions, state.asked, state.question, [*state.pending], state.rounds, state.talk]
     own += [state.cost, count_questions(state), get_evidence(state), state.list_own(), state.list_talks()]
     return parts + own + [list_answered(state), list_unlearned(state)]
 
@@ -93,12 +93,12 @@ def test_nothing_waits_for_the_score_of_a_deleted_reply():
     state.archive.add(Dialogue("Question?", "", id="0", origin="model"), "monday")
     state.record("said", "0", reads=[], statements=[])
     react(state, "0", "up", is_new=True)
-    assert state.pending == []
+    assert not state.pending
     react(state, "0", text="Mine.", is_new=True)
-    assert state.pending == ["0"]
+    assert [*state.pending] == ["0"]
     state.record("taken_back", events=[state.acts[-1].number])
-    assert state.pending == [] and len(state.buffer) == 0
-    assert open_state(state.archive).pending == []
+    assert not state.pending and len(state.buffer) == 0
+    assert not open_state(state.archive).pending
 
 
 def test_a_reply_written_anew_in_its_place_begins_without_a_past():
@@ -119,7 +119,7 @@ def test_a_turn_written_anew_is_the_newest_live_and_after_opening():
     state.archive.add(Dialogue("Question 1?", "Anew.", id="1", origin="model"), "monday", ["0"])
     state.record("said", "1", reads=[], statements=[])
     for one in (state, open_state(state.archive)):
-        assert one.pending == ["0", "2", "1"]
+        assert [*one.pending] == ["0", "2", "1"]
 
 
 @pytest.mark.parametrize("is_undone", [False, True])
@@ -188,7 +188,7 @@ def test_a_turn_that_waits_for_its_score_stays_in_a_full_archive():
     state = trim(state, 0)
     assert [*state.archive.dialogues] == [state.buffer.dialogues[0].id, d.id]
     again = open_state(state.archive)
-    assert again.pending == [d.id] and again.buffer.seen == seen
+    assert [*again.pending] == [d.id] and again.buffer.seen == seen
 
 
 def test_talks_are_told_apart():

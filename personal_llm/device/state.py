@@ -114,7 +114,7 @@ class State:
         self.model = ""  # its name
         self.settings = {}
         self.scores = {}  # id -> `Scores`
-        self.pending = []  # ids that are said and not scored yet
+        self.pending = {}  # id -> None, of what is said and not scored yet, in order
         self.shown = {}  # id -> `Dialogue` with earlier turns as they were corrected by then
         self.versions = {}  # id -> `Dialogue` after a reaction
         self.dated = {}  # id -> the same, as new as the reaction
@@ -310,14 +310,14 @@ def _begin_anew(state: State, id: str) -> None:
         values.pop(id, None)
     state.plain.discard(id)
     state.acts = [event for event in state.acts if event.dialogue != id]
-    state.pending = [other for other in state.pending if other != id]
+    state.pending.pop(id, None)
     _update_buffer(state, id)
 
 
 def _await_score(state: State, id: str) -> None:
     "Let a dialogue wait for its score, if it has a reply."
-    if id not in state.pending and state.newest(id).response.strip():
-        state.pending.append(id)
+    if state.newest(id).response.strip():
+        state.pending[id] = None
 
 
 def _show_corrected(state: State, id: str) -> None:
@@ -337,14 +337,13 @@ def _named(state: State, id: str, content: dict) -> None:
 def _replaced(state: State, id: str, content: dict) -> None:
     state.replaced[id] = content["by"]
     state.own.pop(id, None)
-    if id in state.pending:
-        state.pending.remove(id)
+    state.pending.pop(id, None)
 
 
 def _scored(state: State, id: str, content: dict) -> None:
     state.scores[id] = scores_from_dict(content["scores"])
     if id in state.pending:
-        state.pending.remove(id)
+        del state.pending[id]
         state.wants_question = False
         if content["is_considered"]:
             left = count_questions(state)
@@ -432,7 +431,7 @@ def _update_buffer(state: State, id: str) -> None:
     slot = state.find_slot(id)
     newest = state.newest(id)
     if not newest.response.strip():
-        state.pending = [other for other in state.pending if other != id]
+        state.pending.pop(id, None)
         if slot is not None:
             state.buffer.remove({slot})
     elif slot is not None:

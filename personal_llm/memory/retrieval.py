@@ -117,20 +117,22 @@ def is_surely_changed(old: Statement, new: Statement) -> bool:  # new: of the ki
 def find_updates(statements: list, rows: np.ndarray, least: np.ndarray) -> tuple:  # two: index -> index of a newer one
     "Find which statements newer ones replace, of the same attribute or surely changed, and which a change may concern."
     updates, doubtful = {}, {}
-    for new, statement in enumerate(statements):
-        if statement.kind not in (*ATTRIBUTES, "change"):
+    kinds, ids = (np.array([getattr(s, name) for s in statements]) for name in ("kind", "id"))
+    changes = np.flatnonzero(kinds == "change")
+    similarities = dict(zip(changes, rows[changes] @ rows.T))  # of each change to all statements
+    for new in np.flatnonzero(np.isin(kinds, (*ATTRIBUTES, "change"))):
+        is_older = (ids != ids[new]) & (np.arange(len(ids)) < new)
+        is_older[[*updates]] = False
+        if kinds[new] != "change":
+            updates |= dict.fromkeys(np.flatnonzero(is_older & (kinds == kinds[new])), new)
             continue
-        others = (old for old in range(new) if old not in updates and statements[old].id != statement.id)
-        older = [old for old in others if statements[old].kind != "state"]
-        if statement.kind in ATTRIBUTES:
-            updates |= {old: new for old in older if statements[old].kind == statement.kind}
-        elif older:
-            nearest = older[int((rows[older] @ rows[new]).argmax())]
-            similarities = rows @ rows[nearest]
-            is_nearest = similarities[new] >= max(np.delete(similarities, [nearest, new]), default=-1.0)
-            is_sure = is_nearest and is_surely_changed(statements[nearest], statement)
-            if similarities[new] >= least[new]:
-                (updates if is_sure else doubtful)[nearest] = new
+        values = np.where(is_older & (kinds != "state"), similarities[new], -np.inf)
+        nearest = values.argmax()
+        if values[nearest] >= least[new]:
+            others = np.delete(rows @ rows[nearest], [nearest, new])
+            is_nearest = values[nearest] >= others.max(initial=-1.0)
+            is_sure = is_nearest and is_surely_changed(statements[nearest], statements[new])
+            (updates if is_sure else doubtful)[nearest] = new
     return updates, doubtful
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #487e33c1
