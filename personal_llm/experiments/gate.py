@@ -677,8 +677,8 @@ def list_plan_tests() -> dict:  # name -> (differences, one number per person; t
 
 # %% ../../nbs/experiments/79_gate.ipynb #gaterdm1
 README_ROWS = {  # label -> (rule, state, condition); state: "start", or the probability of taking a form out, after 400
-    "the wish as a system prompt": ("always", "start", "instruction"),
-    "the same, with a corrected reply inside": ("always", "start", "example"),
+    "a system prompt that names form and subject": ("always", "start", "instruction"),
+    "the same prompt, with one corrected reply": ("always", "start", "example"),
     "the three corrections in every prompt": ("always", "start", "always"),
     "behind a similarity threshold": ("threshold, same encoder", "start", "always"),
     "**behind the gate**, on the first day": (PACKAGE, "start", "always"),
@@ -715,10 +715,11 @@ def write_readme_threshold() -> str:
     means = {m: [np.mean([one[m] for one in found]) for found in scores] for m in ("own", "unseen", "plain")}
     own, unseen, plain = (" and ".join(f"{one:.2f}".lstrip("0") for one in pair) for pair in means.values())
     return (
-        "Without any of it, no reply has the form. The threshold, chosen on other people, does about as well as the "
-        f"gate here, with less in other subjects. For {len(people)} people in four other languages gate and threshold "
-        f"have the form in {own} of the replies where it belongs, in {unseen} in other subjects, and in {plain} after "
-        "general questions: the gate is wider there, in the right places and in wrong ones."
+        "Without any of it, no reply has the form. The threshold, fitted on other people, does about as well as the gate, "
+        "with less of the form in other subjects and after general questions. In four "
+        f"other languages ({len(people)} people) gate and threshold have the form in {own} of the replies where it "
+        f"belongs, in {unseen} in other subjects, and in {plain} after general questions: the gate opens more often "
+        "there, rightly and wrongly."
     )
 
 
@@ -729,7 +730,7 @@ def write_readme_answer() -> str:
         [score(name, *row[:2], row[2]) for name in people]
         for row in (
             README_ROWS["**behind the gate**, on the first day"],
-            README_ROWS["the same, with a corrected reply inside"],
+            README_ROWS["the same prompt, with one corrected reply"],
         )
     )
     kept, spared = (
@@ -737,9 +738,9 @@ def write_readme_answer() -> str:
         for metric, sign in (("own", 1), ("seen", -1))
     )
     return (
-        "You'd have to know what to write, and it acts in every reply. Against the better one, in the second row, the "
-        f"gate has the form in {kept} more of the replies where it belongs, which may be chance, and in {spared} fewer "
-        "in subjects left alone, which isn't."
+        "You'd have to know what to write, and it applies to every subject. Compared with the second row, the gate has "
+        f"the form in {kept} more of the replies where it belongs (this may be chance), and in {spared} fewer in "
+        "subjects left alone (this isn't)."
     )
 
 
@@ -758,10 +759,11 @@ def write_readme_night() -> str:
     }
     write = lambda *key: f"{means[key]:.2f}".replace("0.", ".")
     return (
-        f"For four of the sixteen people we also fine-tuned on sixteen corrections each. Behind the gate, "
-        f"{write('adapter', 'own')} of the replies where it belongs have the form, and {write('adapter', 'right')} are "
-        f"right; with three corrections as examples it is {write('always', 'own')} and {write('always', 'right')} (the "
-        f"base model: {write('bare', 'right')} right). Four people are few, and the intervals overlap."
+        f"For four of the sixteen people we also fine-tuned on sixteen corrections each. Where the form belongs, "
+        f"{write('adapter', 'own')} of the replies then have it, and {write('adapter', 'right')} give the right answer; "
+        f"with three corrections in the prompt instead, {write('always', 'own')} have it and {write('always', 'right')} "
+        f"are right (of the base model's replies, {write('bare', 'right')}). Both are behind the gate. Four people are "
+        "few, and the intervals overlap."
     )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gatereal2

@@ -580,8 +580,8 @@ def write_readme_month() -> str:
     share, seen, unseen = (f"{value:.2f}".replace("0.", ".") for value in values)
     days = f"{found['complaint_days']:g} of {DAYS} days"
     return (
-        "Real use mixes subjects and moods, so we also simulated [a month](experiments/81_month.ipynb): the form is in "
+        "In [a simulated month](experiments/81_month.ipynb) of mixed subjects and moods, the form is in "
         f"{share} of the replies where it belongs, in {seen} in subjects left alone and in {unseen} in new ones. The "
-        f"median person would complain on {days}; our target was at most 3, and we missed it. (A stand-in that follows "
-        "every example wrote the replies, so this is an upper bound.)"
+        f"median person would complain on {days}; we missed our target of 3. (A stand-in that follows "
+        "every example wrote the replies, so these shares are upper bounds.)"
     )
