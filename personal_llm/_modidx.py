@@ -1434,6 +1434,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'personal_llm/device/archive.py'),
                                              'personal_llm.device.archive.Event': ( '7_device/archive.html#event',
                                                                                     'personal_llm/device/archive.py'),
+                                             'personal_llm.device.archive.close_to_others': ( '7_device/archive.html#close_to_others',
+                                                                                              'personal_llm/device/archive.py'),
                                              'personal_llm.device.archive.connect': ( '7_device/archive.html#connect',
                                                                                       'personal_llm/device/archive.py'),
                                              'personal_llm.device.archive.count_bytes': ( '7_device/archive.html#count_bytes',

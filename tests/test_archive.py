@@ -1,5 +1,6 @@
 "The archive: what is stored whole, what is refused, and what is left of deleted text."
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -235,3 +236,15 @@ def test_a_foreign_file_and_an_earlier_version_are_one_line_and_stay_as_they_are
         Archive(tmp_path)
     assert file.read_bytes() == before
     assert is_archive_file(file) == (content == "PRAGMA user_version = 0")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_copied_folder_is_closed_to_other_accounts_when_it_is_opened(tmp_path):
+    (tmp_path / "adapters").mkdir()
+    archive = Archive(tmp_path)
+    say(archive, "I have gout.")
+    archive.close()
+    for name, mode in ((ARCHIVE_FILE, 0o644), ("adapters", 0o755)):
+        (tmp_path / name).chmod(mode)
+    hold_folder(tmp_path).release()
+    assert [oct((tmp_path / name).stat().st_mode & 0o777) for name in (ARCHIVE_FILE, "adapters")] == ["0o600", "0o700"]

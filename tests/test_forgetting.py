@@ -419,7 +419,7 @@ def change_memory(folder, kind):
     if kind == "forget":
         forget_dialogues(state, plan_forgetting(state, text="biscuit"))
     elif kind == "trim":
-        trim(state, 0)
+        trim(state, 1)
     else:
         me = Personalizer.__new__(Personalizer)
         me.archive, me.state, me.folder = state.archive, state, folder

@@ -185,10 +185,19 @@ def test_a_turn_that_waits_for_its_score_stays_in_a_full_archive():
         say(state, number, np.random.default_rng(number))
     d = tell(state, 9)
     seen = state.buffer.seen
-    state = trim(state, 0)
+    state = trim(state, 1)
     assert [*state.archive.dialogues] == [state.buffer.dialogues[0].id, d.id]
     again = open_state(state.archive)
     assert [*again.pending] == [d.id] and again.buffer.seen == seen
+
+
+def test_an_archive_of_nothing_but_the_buffer_keeps_a_turn_that_waits_only_if_it_was_answered():
+    state = open_new("fifo", capacity=1)
+    say(state, 0, np.random.default_rng(0))
+    answered, _ = tell(state, 1), tell(state, 2)
+    react(state, answered.id, "up")
+    state = trim(state, 0)
+    assert [*state.archive.dialogues] == [state.buffer.dialogues[0].id, answered.id]
 
 
 def test_talks_are_told_apart():

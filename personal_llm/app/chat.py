@@ -172,7 +172,7 @@ def explain_stored(session) -> list[Note]:
     reply = state.replies[id]
     examples = [state.newest(other) for other in reply.reads if other in state.archive.dialogues]
     said = {*reply.statements}
-    notes = [Note("example", prompt=d.prompt, reply=d.response) for d in examples]
+    notes = [Note("example", prompt=d.prompt, reply=d.response) for d in examples if d.response]
     statements = [statement for statement in session.memory.list_statements(state) if statement.id in said]
     notes += [Note("you_said", text=statement.text) for statement in statements]
     first = Note("stored_reply", prompt=state.list_prompts([id]))
@@ -184,7 +184,7 @@ def explain_reply(session) -> list[Note]:
     recalled = session.recalled
     if recalled is None:
         return explain_stored(session)
-    does_apply = recalled.verdict.answers or recalled.adapter is not None
+    does_apply = bool(recalled.verdict.answers)
     notes = recalled.reasons
     if len(notes) == 1:
         notes = [Note("corrections_apply" if does_apply else "corrections_do_not_apply", reason=notes[0])]

@@ -120,12 +120,20 @@ def connect(file):  # a connection of `sqlite3`; file: None for an archive in RA
     return connection
 
 
+def close_to_others(folder) -> None:
+    "Take the rights of other accounts to archive and adapters away, which a copy of a folder may have."
+    for path, mode in ((folder / ARCHIVE_FILE, 0o600), (folder / "adapters", 0o700)):
+        if path.exists() and path.stat().st_mode & 0o077:
+            path.chmod(mode)
+
+
 def hold_folder(folder):  # a `FileLock`
     "Lock a folder for this object alone, and create the folder if it doesn't exist."
     folder = make_folder(expand_folder(folder))
     lock = FileLock(folder / ".lock", timeout=0, mode=0o600, thread_local=False)
     try:
         lock.acquire()
+        close_to_others(folder)
     except Timeout:
         problem = f"{folder}: another program is at work in this folder, or another object of this one"
         raise InputError(problem, "end it (in Python with me.close()), or choose another folder") from None

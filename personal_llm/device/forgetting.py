@@ -348,10 +348,11 @@ def forget_dialogues(state: State, plan: ForgetPlan) -> State:
     return state
 
 # %% ../../nbs/7_device/04_forgetting.ipynb #fgt2trmc
-def trim(state: State, budget: int) -> State:  # budget: bytes; 0: only the buffer's dialogues
+def trim(state: State, budget: int) -> State:  # budget: bytes; 0: only the buffer's dialogues, and new answers
     "Delete the oldest dialogues of an archive that exceeds its budget, and return the new state."
     archive = state.archive
-    keep = {state.root(d) for d in state.buffer.dialogues} | {*state.pending}
+    waiting = [id for id in state.pending if budget or id in state.reactions]
+    keep = {*map(state.root, state.buffer.dialogues), *waiting}
     others = [id for id in archive.dialogues if id not in keep]
     while others and count_bytes(archive) > budget:
         count = max(1, len(others) // 10) if budget else len(others)

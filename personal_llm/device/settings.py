@@ -30,7 +30,7 @@ class PersonalizerSettings:
         None, "most questions to the user (default: one a bin and fine-tune; on arrival no limit)", "whole number", 0
     )
     memories: int = setting(3, "most corrections that a reply uses; 0: none, and no statements", low=0, high=32)
-    archive: int = setting(200, "megabytes of dialogues that are kept; 0: those of the buffer only", low=0)
+    archive: int = setting(200, "megabytes of dialogues that are kept; 0: those of the buffer, and new answers", low=0)
     seed: int = setting(0, "seed of all random numbers", low=0, high=MAX_SEED)
 
     def __post_init__(self):

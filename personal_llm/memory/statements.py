@@ -259,7 +259,7 @@ def describe_wishes(message: str) -> list[Note]:
             notes.append(Note("nothing_deleted", word=name_forgotten(sentence)))
         elif has_text and len(sentences) > 1:
             continue
-        elif kind == "secret":
+        elif kind == "secret" and not is_question(sentence):
             notes.append(Note("not_kept_secret"))
         elif kind == of_all == "always":
             notes.append(Note("one_reply_only", text=sentence))
