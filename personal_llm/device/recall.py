@@ -158,8 +158,7 @@ class Memory:
                     new = [i for i, text in enumerate(block) if text not in vectors.vectors]
                     if new:
                         vectors.add([block[i] for i in new], rows[new])
-            if missing:
-                self.store()
+            self.store()
 
     def store(self) -> None:
         "Store the vectors that were made since the last call."
