@@ -715,11 +715,11 @@ def write_readme_threshold() -> str:
     means = {m: [np.mean([one[m] for one in found]) for found in scores] for m in ("own", "unseen", "plain")}
     own, unseen, plain = (" and ".join(f"{one:.2f}".lstrip("0") for one in pair) for pair in means.values())
     return (
-        "Without any of it, no reply has the form. The threshold, fitted on other people, does about as well as the gate, "
-        "with less of the form in other subjects and after general questions. In four "
-        f"other languages ({len(people)} people) gate and threshold have the form in {own} of the replies where it "
-        f"belongs, in {unseen} in other subjects, and in {plain} after general questions: the gate opens more often "
-        "there, rightly and wrongly."
+        "Without any of it, no reply has the form. The threshold, fitted on other people, does about as well as the "
+        "gate, with less of the form after general questions. In four other languages "
+        f"({len(people)} people) gate and threshold have the form in {own} of the replies where it belongs, in "
+        f"{unseen} in other subjects, and in {plain} after general questions: the gate opens more often there, "
+        "rightly and wrongly."
     )
 
 
@@ -738,8 +738,8 @@ def write_readme_answer() -> str:
         for metric, sign in (("own", 1), ("seen", -1))
     )
     return (
-        "You'd have to know what to write, and it applies to every subject. Compared with the second row, the gate has "
-        f"the form in {kept} more of the replies where it belongs (this may be chance), and in {spared} fewer in "
+        "You'd have to know what to write, and it applies to every subject. Compared with the second row, the gate "
+        f"has the form in {kept} more of the replies where it belongs (this may be chance), and in {spared} fewer in "
         "subjects left alone (this isn't)."
     )
 
@@ -760,10 +760,10 @@ def write_readme_night() -> str:
     write = lambda *key: f"{means[key]:.2f}".replace("0.", ".")
     return (
         f"For four of the sixteen people we also fine-tuned on sixteen corrections each. Where the form belongs, "
-        f"{write('adapter', 'own')} of the replies then have it, and {write('adapter', 'right')} give the right answer; "
-        f"with three corrections in the prompt instead, {write('always', 'own')} have it and {write('always', 'right')} "
-        f"are right (of the base model's replies, {write('bare', 'right')}). Both are behind the gate. Four people are "
-        "few, and the intervals overlap."
+        f"{write('adapter', 'own')} of the replies then have it, and {write('adapter', 'right')} give the right "
+        f"answer; with three corrections in the prompt instead, {write('always', 'own')} have it and "
+        f"{write('always', 'right')} are right (of the base model's replies, {write('bare', 'right')}). Both are "
+        "behind the gate. Four people are few, and the intervals overlap."
     )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gatereal2

@@ -514,7 +514,7 @@ def write_sentences() -> str:
         f"counted features of the same texts {counted}.",
         f"**The right pLLM seems to save the fine-tune, up to a ceiling.** Each start at its own best rate, it saves "
         f"{steps.text} at 90 % similarity, where the paper saves 82%, and {less.text} at 30 %, where the paper saves "
-        f"6%: the goal is met before the first step, so the paper's slope can't show, and p at 90 % is "
+        f"6%: but for 30 %, the goal is met before the first step, so the paper's slope can't show, and p at 90 % is "
         f"{corrected['a start saves steps at 90%']:.2f} when all tests are one family. A wrong pLLM at the right one's "
         f"rate saves {judge_wrong_start()}. On SmolLM2 the mean of all 28 pLLMs saves "
         f"{mean_over_users(list_saved(('match', 'mean'))['mean'], DECIDING).cut(-np.inf)}.",

@@ -16,7 +16,7 @@ from ..base.notes import Note
 class Scope:
     "Where a correction belongs, by the person's own word."
 
-    group: str = "answers"  # the field of `Evidence` that contains the correction; empty: no reply uses it
+    group: str = "answers"  # the field of `Evidence` that contains the correction
 
 
 SCOPES = {  # name -> `Scope`
