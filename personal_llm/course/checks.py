@@ -217,10 +217,12 @@ def _stems(text: str) -> set:
 
 def _choice(text: str, choices: tuple = ()) -> str:
     "Return a text without capitals, hyphens and the last period; for a paraphrase of one choice, that choice."
-    form = re.sub(r"[-_\s]+", " ", text.strip().removesuffix(".").lower().replace("can't", "cannot")).strip()
+    plain = re.sub("can't|can not", "cannot", text.strip().removesuffix(".").lower())
+    form = re.sub(r"[-_\s]+", " ", plain).strip()
     forms = [_choice(one) for one in choices]
     near = [one for one in forms if len(_stems(form) & _stems(one)) == max(2, len(_stems(form)))]
-    is_unclear = re.search(r"\b(no|not|never|none)\b|n't\b", form) or len(near) != 1 or near[0].startswith(form)
+    is_denied = lambda text: re.search(r"\b(no|not|never|none|cannot)\b|n't\b", text) is not None
+    is_unclear = len(near) != 1 or near[0].startswith(form) or is_denied(form) != is_denied(near[0])
     return form if form in forms or is_unclear else near[0]
 
 # %% ../../nbs/course/00_checks.ipynb #efdfeb3d
